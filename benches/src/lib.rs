@@ -1,0 +1,2 @@
+//! Shared pieces of the benchmark programs.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The server: partitions, metadata, gRPC, HTTP, metrics.
+#![forbid(unsafe_code)]

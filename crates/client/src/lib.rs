@@ -1,0 +1,2 @@
+//! Producer, consumer and admin: the library applications use.
+#![forbid(unsafe_code)]

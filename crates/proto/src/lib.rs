@@ -1,0 +1,2 @@
+//! Code generated from the protocol definitions, and small conversions.
+#![forbid(unsafe_code)]

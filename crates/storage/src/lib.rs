@@ -1,0 +1,2 @@
+//! The log: segments, the journal, recovery and retention.
+#![forbid(unsafe_code)]

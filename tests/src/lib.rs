@@ -1,0 +1,2 @@
+//! Harness shared by the product tests.
+#![forbid(unsafe_code)]
