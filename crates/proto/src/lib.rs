@@ -1,2 +1,22 @@
-//! Code generated from the protocol definitions, and small conversions.
+//! Code generated from `/proto`, and small conversions between its types and ours.
+//!
+//! It holds nothing else: no logic, no I/O. `storage` and `consensus` do not use it, so that the formats on
+//! disk and between replicas do not depend on the API's.
 #![forbid(unsafe_code)]
+
+pub mod error;
+
+/// The client-facing API, package `timberline.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+pub mod v1 {
+    tonic::include_proto!("timberline.v1");
+}
+
+/// What brokers write for themselves, package `timberline.internal.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+pub mod internal {
+    tonic::include_proto!("timberline.internal.v1");
+}
+
+/// The encoded `FileDescriptorSet` of all files in `/proto`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
