@@ -1,2 +1,4 @@
 //! The log: segments, the journal, recovery and retention.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+pub mod disk;
