@@ -1,2 +1,49 @@
 //! Producer, consumer and admin: the library applications use.
+//!
+//! A [`Client`] is a cheap handle on a cluster. From it come
+//! - a [`Producer`]: batches records per partition, sends them in order, retries them with the same sequence
+//!   numbers, and resolves a [`Delivery`] per record;
+//! - a [`Consumer`]: reads partitions assigned by hand, with prefetch bounded in bytes;
+//! - an [`Admin`]: topics, configuration, offsets.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), timberline_client::Error> {
+//! use timberline_client::{Client, ClientOptions, ConsumerOptions, Position, ProducerOptions, ProducerRecord};
+//!
+//! let client = Client::connect(ClientOptions::default().bootstrap(["127.0.0.1:7071"])).await?;
+//! let producer = client.producer(ProducerOptions::default()).await?;
+//! let delivery = producer.send(ProducerRecord::value("events", "hello")).await?;
+//! let stored = delivery.await?;
+//!
+//! let mut consumer = client.consumer(ConsumerOptions::default()).await?;
+//! consumer.assign("events", stored.partition, Position::Offset(stored.offset)).await?;
+//! assert_eq!(consumer.recv().await?.value.as_deref(), Some(&b"hello"[..]));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **Architecture invariants.** Nothing here knows the broker's internals: only `/proto` and the record batch
+//! format. No generated type is part of the public API. Every buffer has a bound that an option names.
+//! Every async function states its cancel-safety: what is left behind if its future is dropped half-way.
 #![forbid(unsafe_code)]
+
+mod admin;
+mod client;
+mod consumer;
+mod error;
+mod options;
+mod producer;
+mod types;
+
+pub use admin::{Admin, TrimTarget};
+pub use client::Client;
+pub use consumer::{BatchRecord, ConsumedRecord, Consumer, Position, RecordBatch};
+pub use error::{Error, Result};
+pub use options::{ClientOptions, Codec, ConsumerOptions, Isolation, OffsetReset, ProducerOptions};
+pub use producer::{Delivery, Producer, ProducerRecord, RecordMetadata, TrySendError};
+pub use timberline_proto::error::{ApiError, Reason};
+pub use types::{
+    BrokerInfo, BrokerStatus, ClusterInfo, ClusterStatus, ConfigChange, ConfigEntry, ConfigSource,
+    NewTopic, OffsetInfo, OffsetRange, PartitionInfo, PartitionState, TopicDescription, TopicId,
+    TopicInfo, TrimOutcome,
+};
