@@ -1,6 +1,6 @@
 //! Access to the disk: everything this crate stores goes through [`Disk`].
 //!
-//! Two implementations: [`RealDisk`] talks to the operating system, `FaultDisk` holds an in-memory, deterministic
+//! Two implementations: [`RealDisk`] talks to the operating system, [`FaultDisk`] holds an in-memory, deterministic
 //! disk that loses power, runs full, rots and fails to sync on request. Both pass one conformance suite, so what
 //! is proven over the second holds for the first as far as the contracts below go.
 //!
@@ -15,8 +15,11 @@
 //! Not here: buffering, checksums, retry, asynchronous calls, or paths in errors (the caller knows the path and
 //! adds it). All calls block; run them where blocking is allowed.
 
+pub mod fault;
 mod mapping;
 mod real;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::fmt::{self, Debug};
@@ -26,6 +29,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use fault::FaultDisk;
 pub use real::RealDisk;
 
 /// The unit, in bytes, that a power loss leaves either old or new.
@@ -86,8 +90,8 @@ pub trait Disk: Send + Sync + Debug + 'static {
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 
     /// Renames within the file system, atomically, replacing a file of the target's name. Durable only after
-    /// [`Disk::sync_dir`] of both directories; a power loss before may leave the old name, the new one, both or,
-    /// where the directories differ, neither.
+    /// [`Disk::sync_dir`] of both directories; a power loss before leaves the old name or the new one. Between
+    /// the syncs of two directories it may also leave both or neither: sync the target's first.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Creates one level of directory; `Ok` when the directory exists already.
