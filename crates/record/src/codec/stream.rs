@@ -40,11 +40,32 @@ pub(super) fn lz4(plain: &[u8], out: &mut Vec<u8>) -> Result<()> {
 
 /// The decoder's own buffers are of the frame's block size, at most 8 MiB each.
 pub(super) fn unlz4(data: &[u8], limit: usize) -> Result<Vec<u8>> {
-    let mut decoder = FrameDecoder::new(data);
+    let mut decoder = FrameDecoder::new(Watched {
+        rest: data,
+        ran_out: false,
+    });
     let out = read_capped(Codec::Lz4, &mut decoder, data.len(), limit)?;
-    match decoder.get_ref().len() {
+    let source = decoder.get_ref();
+    if source.ran_out {
+        return Err(Codec::Lz4.damaged("no end mark"));
+    }
+    match source.rest.len() {
         0 => Ok(out),
         extra => Err(Codec::Lz4.damaged(format_args!("{extra} bytes after the frame"))),
+    }
+}
+
+/// Bytes that remember being asked for more than there are. The LZ4 decoder takes the end of input
+/// between two blocks for the end of the frame, where Java's insists on the end mark.
+struct Watched<'a> {
+    rest: &'a [u8],
+    ran_out: bool,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        self.ran_out |= self.rest.is_empty() && !into.is_empty();
+        self.rest.read(into)
     }
 }
 
