@@ -150,7 +150,7 @@ pub trait DiskFile: Send + Sync + Debug {
 
     /// Reserves space for `[from, to)`: a later write there does not run out of space. Extends the length to `to`
     /// if it is shorter; bytes never written read as zeros and written ones keep their content. `StorageFull`
-    /// leaves length and content as they were. Must not run beside writes behind the current length.
+    /// leaves length and content as they were (of holes that `set_len` made some may stay filled). Must not run beside writes behind the current length.
     fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
 
     /// Maps `len` bytes from the start, also beyond the end of the file, which may grow underneath.

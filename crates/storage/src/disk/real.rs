@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -266,7 +266,17 @@ impl DiskFile for RealFile {
         if from >= to {
             return Ok(());
         }
-        let before = self.len()?;
+        let meta = self.file.metadata()?;
+        let before = meta.len();
+        // Asked first, because a reservation that fails half-way has meanwhile taken the room of everybody else, and
+        // keeps it where it filled holes. This is the least that is needed: all behind the end, or what the blocks
+        // of the whole file do not cover.
+        let holes = (to - from).saturating_sub(meta.blocks().saturating_mul(512));
+        let needed = to.saturating_sub(from.max(before)).max(holes);
+        let stat = rustix::fs::fstatvfs(&self.file)?;
+        if needed > stat.f_bavail.saturating_mul(stat.f_frsize) {
+            return Err(Errno::NOSPC.into());
+        }
         let reserved = retry(|| {
             let flags = FallocateFlags::empty();
             Ok(rustix::fs::fallocate(&self.file, flags, from, to - from)?)

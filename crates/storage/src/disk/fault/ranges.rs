@@ -17,7 +17,10 @@ impl Ranges {
 
     /// Numbers of `[from, to)` that are not in the set.
     pub(super) fn missing(&self, from: u64, to: u64) -> u64 {
-        let mut missing = to.saturating_sub(from);
+        if from >= to {
+            return 0;
+        }
+        let mut missing = to - from;
         for (&start, &end) in self.map.range(..to).rev() {
             if end <= from {
                 break;
@@ -83,6 +86,7 @@ mod tests {
                 }
                 assert_eq!(ranges.total(), set.len() as u64);
                 assert_eq!(ranges.missing(0, 100), 100 - set.len() as u64);
+                assert_eq!(ranges.missing(to + 1, to), 0);
             }
         }
     }
