@@ -3,8 +3,9 @@
 //! What comes out of a decoder is capped while it comes out, so a bomb costs at most the limit; what
 //! is allocated ahead follows from the bytes present.
 
+mod gzip;
+mod lz4;
 mod snappy;
-mod stream;
 mod zstandard;
 
 use std::fmt;
@@ -80,9 +81,9 @@ impl Codec {
         out.resize(room, 0);
         match self {
             Codec::None => out.extend_from_slice(plain),
-            Codec::Gzip => stream::gzip(plain, &mut out)?,
+            Codec::Gzip => gzip::compress(plain, &mut out)?,
             Codec::Snappy => snappy::compress(plain, &mut out)?,
-            Codec::Lz4 => stream::lz4(plain, &mut out)?,
+            Codec::Lz4 => lz4::compress(plain, &mut out)?,
             Codec::Zstd => zstandard::compress(plain, &mut out)?,
         }
         Ok(out)
@@ -90,14 +91,19 @@ impl Codec {
 
     /// `data` decompressed, if that is at most `limit` bytes.
     pub(crate) fn decompress(self, data: &[u8], limit: usize) -> Result<Vec<u8>> {
-        match self {
-            Codec::None if data.len() > limit => Err(self.too_large(limit)),
-            Codec::None => Ok(data.to_vec()),
-            Codec::Gzip => stream::gunzip(data, limit),
-            Codec::Snappy => snappy::decompress(data, limit),
-            Codec::Lz4 => stream::unlz4(data, limit),
-            Codec::Zstd => zstandard::decompress(data, limit),
+        let mut out = match self {
+            Codec::None if data.len() > limit => return Err(self.too_large(limit)),
+            Codec::None => data.to_vec(),
+            Codec::Gzip => gzip::decompress(data, limit)?,
+            Codec::Snappy => snappy::decompress(data, limit)?,
+            Codec::Lz4 => lz4::decompress(data, limit)?,
+            Codec::Zstd => zstandard::decompress(data, limit)?,
+        };
+        // Records may be held for long: what was too much of a guess is given back.
+        if out.capacity() - out.len() > out.len() / 4 {
+            out.shrink_to_fit();
         }
+        Ok(out)
     }
 
     fn too_large(self, limit: usize) -> Error {

@@ -87,17 +87,63 @@ fn zstd_of_unknown_size_is_read() {
 }
 
 #[test]
-fn lz4_of_linked_blocks_is_read() {
+fn lz4_frames_of_every_kind_are_read() {
     use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
     use std::io::Write;
+    let sizes = [
+        BlockSize::Max64KB,
+        BlockSize::Max256KB,
+        BlockSize::Max1MB,
+        BlockSize::Max4MB,
+    ];
     for plain in samples() {
+        for (index, size) in sizes.into_iter().enumerate() {
+            let mode = [BlockMode::Linked, BlockMode::Independent][index % 2];
+            let frame = FrameInfo::new()
+                .block_size(size)
+                .block_mode(mode)
+                .block_checksums(index > 1)
+                .content_size((index % 3 == 0).then_some(plain.len() as u64))
+                .content_checksum(index != 1);
+            let mut encoder = FrameEncoder::with_frame_info(frame, Vec::new());
+            encoder.write_all(&plain).unwrap();
+            let packed = encoder.finish().unwrap();
+            let read = Codec::Lz4.decompress(&packed, plain.len());
+            assert_eq!(read.as_ref(), Ok(&plain), "{size:?}");
+            for len in (0..packed.len()).rev().take(64) {
+                assert!(Codec::Lz4.decompress(&packed[..len], plain.len()).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn lz4_checksums_are_checked() {
+    use lz4_flex::frame::{FrameEncoder, FrameInfo};
+    use std::io::Write;
+    for (blocks, content) in [(true, false), (false, true)] {
         let frame = FrameInfo::new()
-            .block_size(BlockSize::Max256KB)
-            .block_mode(BlockMode::Linked)
-            .content_checksum(true);
+            .block_checksums(blocks)
+            .content_checksum(content);
         let mut encoder = FrameEncoder::with_frame_info(frame, Vec::new());
-        encoder.write_all(&plain).unwrap();
+        encoder.write_all(&samples()[4][..300]).unwrap();
         let packed = encoder.finish().unwrap();
-        assert_eq!(Codec::Lz4.decompress(&packed, plain.len()), Ok(plain));
+        for at in 0..packed.len() {
+            let mut damaged = packed.clone();
+            damaged[at] ^= 4;
+            assert!(Codec::Lz4.decompress(&damaged, 1_000).is_err(), "{at}");
+        }
+    }
+}
+
+#[test]
+fn our_lz4_frames_are_standard() {
+    use std::io::Read;
+    for plain in samples() {
+        let packed = Codec::Lz4.compress(&plain, 0).unwrap();
+        let mut read = Vec::new();
+        let mut decoder = lz4_flex::frame::FrameDecoder::new(&packed[..]);
+        decoder.read_to_end(&mut read).unwrap();
+        assert_eq!(read, plain);
     }
 }
