@@ -1,0 +1,17 @@
+//! The cluster's metadata: a log of commands (group 0), replayed into a table.
+//!
+//! - `table` is pure: command in, new state out, the same on every replica.
+//! - `plan` is pure too: a caller's wish and a table in, a command or a typed error out.
+//! - `frontend` puts the two behind the log: it checks against what is already proposed, proposes, waits.
+//! - `backend` follows the committed entries: table, local logs, directory.
+//!
+//! Absence is not deletion: a replica on disk that the table does not know is left alone, counted and logged; only a
+//! tombstone with its id deletes one.
+
+pub(crate) mod backend;
+pub(crate) mod frontend;
+pub(crate) mod plan;
+pub(crate) mod table;
+
+#[cfg(test)]
+mod tests;

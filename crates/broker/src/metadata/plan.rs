@@ -1,0 +1,243 @@
+//! From a caller's wish and a table to a command, or to the reason why not. Pure: ids and times come in.
+
+use std::collections::HashMap;
+
+use timberline_proto::error::{ApiError, Reason};
+use timberline_proto::internal::{self as pb, metadata_command::Command};
+use timberline_proto::v1::{ConfigChange, TopicRef, topic_ref};
+use uuid::Uuid;
+
+use super::table::{Table, Topic, id_bytes, topic_id};
+use crate::topic::{config, name};
+
+/// Longest request id, in bytes.
+pub(crate) const REQUEST_ID_LEN_MAX: usize = 64;
+/// Configuration changes in one call.
+pub(crate) const CONFIG_CHANGES_MAX: usize = 256;
+/// Producer ids reserved at a time; what a restart leaves of them is never handed out.
+pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1000;
+
+/// The bounds that a plan keeps to.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) topic_partitions_max: usize,
+    pub(crate) partitions_max: usize,
+    pub(crate) defaults: config::Defaults,
+}
+
+/// A topic to be.
+pub(crate) struct NewTopic<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) partitions: i32,
+    /// 0: the cluster's default, one replica for each broker up to three.
+    pub(crate) replication_factor: i32,
+    pub(crate) config: &'a HashMap<String, String>,
+    pub(crate) id: Uuid,
+    pub(crate) now_ms: i64,
+}
+
+/// Checks a request id.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` if it is too long.
+pub(crate) fn check_request_id(id: &str) -> Result<(), ApiError> {
+    if id.len() > REQUEST_ID_LEN_MAX {
+        return Err(ApiError::invalid(
+            "request_id",
+            format!("a request id has at most {REQUEST_ID_LEN_MAX} bytes"),
+        ));
+    }
+    Ok(())
+}
+
+/// The topic that a reference names.
+///
+/// # Errors
+/// `UNKNOWN_TOPIC`; `INVALID_ARGUMENT` if it names none.
+pub(crate) fn resolve<'a>(
+    table: &'a Table,
+    reference: Option<&TopicRef>,
+) -> Result<&'a std::sync::Arc<Topic>, ApiError> {
+    match reference.and_then(|reference| reference.r#ref.as_ref()) {
+        Some(topic_ref::Ref::Name(name)) => {
+            table.topic_named(name).ok_or_else(|| unknown_topic_named(name))
+        }
+        Some(topic_ref::Ref::Id(bytes)) => {
+            let id = topic_id(bytes)
+                .ok_or_else(|| ApiError::invalid("topic.id", "a topic id has 16 bytes"))?;
+            table.topic(id).ok_or_else(|| unknown_topic(id))
+        }
+        None => Err(ApiError::invalid("topic", "name a topic by name or by id")),
+    }
+}
+
+/// `UNKNOWN_TOPIC` for an id.
+pub(crate) fn unknown_topic(id: Uuid) -> ApiError {
+    ApiError::new(Reason::UnknownTopic, format!("no topic with id {id}")).with("topic_id", id)
+}
+
+/// `UNKNOWN_TOPIC` for a name.
+pub(crate) fn unknown_topic_named(name: &str) -> ApiError {
+    let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+    ApiError::new(Reason::UnknownTopic, format!("no topic named `{shown}`")).with("topic", shown)
+}
+
+fn check_partitions(wanted: i32, existing: usize, table: &Table, bounds: &Bounds) -> Result<(), ApiError> {
+    let wanted = usize::try_from(wanted).unwrap_or(0);
+    if wanted == 0 || wanted > bounds.topic_partitions_max {
+        return Err(ApiError::invalid(
+            "partitions",
+            format!("a topic has 1 to {} partitions", bounds.topic_partitions_max),
+        ));
+    }
+    if table.partition_count() + wanted - existing.min(wanted) > bounds.partitions_max {
+        return Err(ApiError::invalid(
+            "partitions",
+            format!(
+                "the cluster has {} partitions and at most {} (limits.partitions_max)",
+                table.partition_count(),
+                bounds.partitions_max
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Places `count` new partitions from number `first`: replicas in turn over the brokers.
+fn place(table: &Table, first: usize, count: usize, factor: usize) -> Vec<pb::Partition> {
+    let brokers: Vec<i32> = table.brokers().keys().copied().collect();
+    let mut next_replica = table.next_replica_id();
+    (first..first + count)
+        .map(|number| {
+            let replicas = (0..factor.min(brokers.len()))
+                .map(|rank| {
+                    let replica_id = next_replica;
+                    next_replica += 1;
+                    pb::Replica {
+                        replica_id,
+                        broker_id: brokers[(number + rank) % brokers.len()],
+                    }
+                })
+                .collect();
+            pb::Partition {
+                partition: number as i32,
+                replicas,
+            }
+        })
+        .collect()
+}
+
+/// The command that creates a topic.
+///
+/// # Errors
+/// `INVALID_TOPIC_NAME`, `TOPIC_EXISTS`, `INVALID_ARGUMENT`, `INVALID_REPLICATION_FACTOR`, `INVALID_CONFIG`.
+pub(crate) fn create_topic(table: &Table, new: &NewTopic<'_>, bounds: &Bounds) -> Result<Command, ApiError> {
+    name::check(new.name)?;
+    if let Some(other) = table.colliding(new.name) {
+        let how = if other.name == new.name {
+            format!("topic `{}` exists", new.name)
+        } else {
+            format!("topic `{}` exists, and `{}` differs from it only by '.' and '_'", other.name, new.name)
+        };
+        return Err(ApiError::new(Reason::TopicExists, how)
+            .with("topic_id", other.id)
+            .with_field("name"));
+    }
+    check_partitions(new.partitions, 0, table, bounds)?;
+    let brokers = table.brokers().len();
+    let factor = match usize::try_from(new.replication_factor) {
+        Ok(0) => brokers.min(3),
+        Ok(factor) if factor <= brokers => factor,
+        _ => {
+            return Err(ApiError::new(
+                Reason::InvalidReplicationFactor,
+                format!("replication factor {} with {brokers} broker(s)", new.replication_factor),
+            )
+            .with("brokers", brokers)
+            .with_field("replication_factor"));
+        }
+    };
+    if new.config.len() > CONFIG_CHANGES_MAX {
+        return Err(ApiError::invalid("config", "too many configuration keys"));
+    }
+    for (key, value) in new.config {
+        config::check(key, value, &bounds.defaults)?;
+    }
+    Ok(Command::CreateTopic(pb::CreateTopic {
+        name: new.name.to_owned(),
+        topic_id: id_bytes(new.id),
+        partitions: place(table, 0, new.partitions as usize, factor),
+        replication_factor: factor as i32,
+        config: new.config.clone(),
+        created_at_ms: new.now_ms,
+    }))
+}
+
+/// The command that deletes a topic.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a topic that the broker keeps for itself.
+pub(crate) fn delete_topic(topic: &Topic) -> Result<Command, ApiError> {
+    if name::is_internal(&topic.name) {
+        return Err(ApiError::invalid("topic", "an internal topic can't be deleted"));
+    }
+    Ok(Command::DeleteTopic(pb::DeleteTopic {
+        topic_id: id_bytes(topic.id),
+    }))
+}
+
+/// The command that raises a topic's number of partitions to `total`.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when it would not grow or grows beyond the bounds.
+pub(crate) fn add_partitions(table: &Table, topic: &Topic, total: i32, bounds: &Bounds) -> Result<Command, ApiError> {
+    let existing = topic.partitions.len();
+    check_partitions(total, existing, table, bounds)?;
+    let total = total as usize;
+    if total <= existing {
+        return Err(ApiError::invalid(
+            "total",
+            format!("the topic has {existing} partitions; partitions only grow"),
+        ));
+    }
+    let factor = usize::try_from(topic.replication_factor).unwrap_or(1);
+    Ok(Command::AddPartitions(pb::AddPartitions {
+        topic_id: id_bytes(topic.id),
+        partitions: place(table, existing, total - existing, factor),
+    }))
+}
+
+/// The command that changes a topic's configuration.
+///
+/// # Errors
+/// `INVALID_CONFIG`, `INVALID_ARGUMENT`.
+pub(crate) fn alter_config(topic: &Topic, changes: &[ConfigChange], bounds: &Bounds) -> Result<Command, ApiError> {
+    if changes.is_empty() || changes.len() > CONFIG_CHANGES_MAX {
+        return Err(ApiError::invalid(
+            "changes",
+            format!("a call carries 1 to {CONFIG_CHANGES_MAX} changes"),
+        ));
+    }
+    let mut set = HashMap::new();
+    let mut unset = Vec::new();
+    for change in changes {
+        match &change.value {
+            Some(value) => {
+                config::check(&change.key, value, &bounds.defaults)?;
+                set.insert(change.key.clone(), value.clone());
+            }
+            None => {
+                config::key(&change.key)?;
+                unset.push(change.key.clone());
+            }
+        }
+    }
+    if let Some(twice) = unset.iter().find(|key| set.contains_key(*key)) {
+        return Err(ApiError::invalid("changes", format!("`{twice}` is both set and unset")));
+    }
+    Ok(Command::AlterTopicConfig(pb::AlterTopicConfig {
+        topic_id: id_bytes(topic.id),
+        set,
+        unset,
+    }))
+}

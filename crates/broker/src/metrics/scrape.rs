@@ -1,0 +1,110 @@
+//! `/metrics`: the registry, and what is read at the moment somebody asks.
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, Gauge, GaugeVec, Opts, TextEncoder};
+
+use super::{name, process};
+use crate::core::Core;
+
+/// One gauge with one value.
+pub(super) fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
+    labelled(name, help, &[], &[(&[], value)])
+}
+
+/// One counter with one value that somebody else counts.
+pub(super) fn counter(name: &str, help: &str, value: f64) -> MetricFamily {
+    let families = prometheus::Counter::new(name, help).map(|counter| {
+        counter.inc_by(value.max(0.0));
+        counter.collect()
+    });
+    families.ok().and_then(|mut families| families.pop()).unwrap_or_default()
+}
+
+/// A gauge with labels; without values it is left out by the encoder.
+pub(super) fn labelled(name: &str, help: &str, labels: &[&str], values: &[(&[&str], f64)]) -> MetricFamily {
+    let families = if labels.is_empty() {
+        Gauge::new(name, help).map(|metric| {
+            metric.set(values.first().map_or(0.0, |(_, value)| *value));
+            metric.collect()
+        })
+    } else {
+        GaugeVec::new(Opts::new(name, help), labels).map(|metric| {
+            for (label_values, value) in values {
+                metric.with_label_values(label_values).set(*value);
+            }
+            metric.collect()
+        })
+    };
+    families.ok().and_then(|mut families| families.pop()).unwrap_or_default()
+}
+
+/// The text of `/metrics`. Blocking: it reads `/proc`.
+pub(crate) fn scrape(core: &Core) -> Vec<u8> {
+    let mut families = core.metrics.registry.gather();
+    let mut push = |title: &str, help: &str, value: f64| families.push(gauge(&name(title), help, value));
+    let stats = core.store.stats();
+    push("log_size_bytes", "Bytes of all logs on disk.", stats.log_bytes as f64);
+    push("segments", "Segment files.", stats.segments as f64);
+    push("mapped_segments", "Segment files mapped into memory.", stats.mapped_segments as f64);
+    if stats.disk_total_bytes > 0 {
+        push("disk_free_bytes", "Free space of the data directory's file system.", stats.disk_free_bytes as f64);
+        push("disk_size_bytes", "Size of the data directory's file system.", stats.disk_total_bytes as f64);
+    }
+    let (brokers, topics) = {
+        let table = core.metadata.table();
+        (table.brokers().len(), table.topic_count())
+    };
+    push("cluster_brokers", "Brokers registered.", brokers as f64);
+    push("topics", "Topics.", topics as f64);
+    push("active_controller", "1 if this broker leads the metadata log.", 1.0);
+    let writable = core.store.poisoned().is_none();
+    push("writable", "0 after a failed sync, until a restart.", f64::from(u8::from(writable)));
+    families.push(partitions(core));
+    families.push(labelled(
+        &name("queue_bytes"),
+        "Bytes waiting, by queue.",
+        &["queue"],
+        &[
+            (&["in_flight"], core.budget.in_flight() as f64),
+            (&["unsynced"], stats.pending_bytes as f64),
+        ],
+    ));
+    families.push(labelled(
+        &name("queue_items"),
+        "Items waiting, by queue.",
+        &["queue"],
+        &[(&["shard_inbox"], core.shards.queued() as f64)],
+    ));
+    families.push(labelled(
+        &name("build_info"),
+        "1, with the version as a label.",
+        &["version"],
+        &[(&[env!("CARGO_PKG_VERSION")], 1.0)],
+    ));
+    process::gather(&mut families);
+    families.retain(|family| !family.get_metric().is_empty());
+    families.sort_by(|a, b| a.name().cmp(b.name()));
+    let mut text = Vec::new();
+    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
+        tracing::error!(%error, "encoding metrics");
+    }
+    text
+}
+
+fn partitions(core: &Core) -> MetricFamily {
+    let (hosted, damaged) = core.metadata.partition_counts();
+    labelled(
+        &name("partitions"),
+        "Partitions, by state; `quarantined` are replicas on disk that the metadata does not know.",
+        &["state"],
+        &[
+            (&["led"], hosted as f64),
+            (&["leaderless"], 0.0),
+            (&["under_replicated"], 0.0),
+            (&["under_quorum"], 0.0),
+            (&["quarantined"], core.metadata.quarantined() as f64),
+            (&["damaged"], damaged as f64),
+        ],
+    )
+}

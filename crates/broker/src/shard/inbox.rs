@@ -1,0 +1,108 @@
+//! A shard's inbox: bounded, filled from any thread, emptied in bursts by one.
+
+use std::collections::HashMap;
+
+use parking_lot::{Condvar, Mutex};
+use timberline_proto::error::{ApiError, Reason};
+use timberline_storage::ReplicaId;
+
+use super::Work;
+use crate::errors;
+
+/// Items that may wait. Their bytes are bounded by `partition::Budget`; this bounds what tiny ones add up to.
+const INBOX_ITEMS_MAX: usize = 262_144;
+
+#[derive(Default)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    burst: Burst,
+    sleeping: bool,
+    stopped: bool,
+}
+
+/// All that came since the shard looked last.
+#[derive(Default)]
+pub(super) struct Burst {
+    pub(super) work: Vec<Work>,
+    /// The highest durable index of each replica: as many as there are replicas, however slow the shard.
+    pub(super) durable: HashMap<ReplicaId, u64>,
+    pub(super) poisoned: Option<String>,
+    pub(super) stop: bool,
+}
+
+impl Burst {
+    fn is_empty(&self) -> bool {
+        self.work.is_empty() && self.durable.is_empty() && self.poisoned.is_none() && !self.stop
+    }
+}
+
+impl Inbox {
+    /// Gives the work back if the inbox is full or stopped. Only clients' work counts against the bound.
+    pub(super) fn push(&self, work: Work) -> Result<(), (Work, ApiError)> {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return Err((work, errors::draining()));
+        }
+        let internal = matches!(work, Work::Adopt { .. } | Work::Release { .. });
+        if !internal && state.burst.work.len() >= INBOX_ITEMS_MAX {
+            let error = ApiError::new(Reason::Overloaded, "the partition's shard has too much to do")
+                .with_retry_after(std::time::Duration::from_millis(50));
+            return Err((work, error));
+        }
+        state.burst.work.push(work);
+        self.wake(state);
+        Ok(())
+    }
+
+    pub(super) fn durable(&self, updates: impl Iterator<Item = (ReplicaId, u64)>) {
+        let mut state = self.state.lock();
+        for (replica, index) in updates {
+            let known = state.burst.durable.entry(replica).or_default();
+            *known = index.max(*known);
+        }
+        if !state.burst.durable.is_empty() {
+            self.wake(state);
+        }
+    }
+
+    pub(super) fn poison(&self, why: &str) {
+        let mut state = self.state.lock();
+        state.burst.poisoned = Some(why.to_owned());
+        self.wake(state);
+    }
+
+    pub(super) fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        state.burst.stop = true;
+        self.wake(state);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.state.lock().burst.work.len()
+    }
+
+    fn wake(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        if std::mem::take(&mut state.sleeping) {
+            drop(state);
+            self.filled.notify_one();
+        }
+    }
+
+    /// Waits for something and exchanges it for `empty`, whose buffers are used again.
+    pub(super) fn take(&self, empty: &mut Burst) {
+        debug_assert!(empty.is_empty());
+        let mut state = self.state.lock();
+        while state.burst.is_empty() {
+            state.sleeping = true;
+            self.filled.wait(&mut state);
+        }
+        state.sleeping = false;
+        std::mem::swap(&mut state.burst, empty);
+    }
+}
