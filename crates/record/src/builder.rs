@@ -22,7 +22,7 @@ pub struct BatchOptions {
     pub transactional: bool,
     /// Whether it is a control batch; for brokers.
     pub control: bool,
-    /// Bytes to reserve at first.
+    /// Bytes to reserve at first. What an uncompressed batch does not use of them it holds all the same.
     pub capacity: usize,
     /// What the batch must keep to; `max_batch_bytes` counts before compression.
     pub limits: Limits,

@@ -11,7 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Fewer bytes than the batch needs. In a concatenation this is its cut-off tail.
+    /// Fewer bytes than the batch needs. In a concatenation this is its cut-off tail. `needed` is the
+    /// sender's claim, up to 2 GiB: bound it before waiting or allocating for so much.
     #[error("batch is cut off: {needed} bytes needed, {available} present")]
     Truncated {
         /// Bytes needed, as far as is known.
