@@ -1,11 +1,14 @@
 //! Changing and inspecting topics and their configuration.
 
-use crate::client::Client;
+use timberline_proto::error::ApiError;
+use timberline_proto::v1;
+
+use crate::client::{Client, by_name};
 use crate::consumer::Position;
 use crate::error::{Error, Result};
 use crate::types::{
-    ClusterStatus, ConfigChange, ConfigEntry, NewTopic, OffsetInfo, TopicDescription, TopicId,
-    TopicInfo, TrimOutcome,
+    ClusterStatus, ConfigChange, ConfigEntry, NewTopic, OffsetInfo, PartitionState,
+    TopicDescription, TopicId, TopicInfo, TrimOutcome,
 };
 
 /// Topics, configuration, offsets. Clones share everything.
@@ -37,8 +40,22 @@ impl Admin {
     /// # Errors
     /// `TOPIC_EXISTS`, `INVALID_TOPIC_NAME`, `INVALID_CONFIG`, `INVALID_REPLICATION_FACTOR`.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<TopicInfo> {
-        let _ = (topic, &self.client);
-        Err(Error::Closed)
+        let request = v1::CreateTopicRequest {
+            request_id: request_id(),
+            name: topic.name,
+            partitions: topic.partitions,
+            replication_factor: topic.replication_factor,
+            config: topic.config.into_iter().collect(),
+            validate_only: topic.validate_only,
+        };
+        let answer = self
+            .client
+            .call("CreateTopic", |connection| {
+                let request = request.clone();
+                async move { connection.admin().create_topic(request).await }
+            })
+            .await?;
+        Ok(answer.topic.unwrap_or_default().into())
     }
 
     /// Deletes a topic and all its records.
@@ -46,8 +63,22 @@ impl Admin {
     /// # Errors
     /// `UNKNOWN_TOPIC`.
     pub async fn delete_topic(&self, topic: &str, validate_only: bool) -> Result<TopicId> {
-        let _ = (topic, validate_only);
-        Err(Error::Closed)
+        let request = v1::DeleteTopicRequest {
+            request_id: request_id(),
+            topic: Some(by_name(topic)),
+            validate_only,
+        };
+        let answer = self
+            .client
+            .call("DeleteTopic", |connection| {
+                let request = request.clone();
+                async move { connection.admin().delete_topic(request).await }
+            })
+            .await?;
+        if !validate_only {
+            self.client.forget_topic(topic);
+        }
+        Ok(TopicId::from_wire(&answer.topic_id).unwrap_or_default())
     }
 
     /// Raises the number of partitions to `total`. Keys go to other partitions from then on.
@@ -60,8 +91,21 @@ impl Admin {
         total: i32,
         validate_only: bool,
     ) -> Result<TopicInfo> {
-        let _ = (topic, total, validate_only);
-        Err(Error::Closed)
+        let request = v1::AddPartitionsRequest {
+            request_id: request_id(),
+            topic: Some(by_name(topic)),
+            total,
+            validate_only,
+        };
+        let answer = self
+            .client
+            .call("AddPartitions", |connection| {
+                let request = request.clone();
+                async move { connection.admin().add_partitions(request).await }
+            })
+            .await?;
+        self.client.forget_topic(topic);
+        Ok(answer.topic.unwrap_or_default().into())
     }
 
     /// Moves the log start of partitions up: the records below are gone for good. One outcome per partition.
@@ -74,8 +118,31 @@ impl Admin {
         targets: &[TrimTarget],
         validate_only: bool,
     ) -> Result<Vec<TrimOutcome>> {
-        let _ = (topic, targets, validate_only);
-        Err(Error::Closed)
+        let partition = |target: &TrimTarget| v1::TrimPartition {
+            partition: target.partition,
+            before_offset: target.before_offset,
+        };
+        let request = v1::TrimTopicRequest {
+            request_id: request_id(),
+            topic: Some(by_name(topic)),
+            partitions: targets.iter().map(partition).collect(),
+            validate_only,
+        };
+        let answer = self
+            .client
+            .call("TrimTopic", |connection| {
+                let request = request.clone();
+                async move { connection.admin().trim_topic(request).await }
+            })
+            .await?;
+        let outcome = |result: v1::TrimResult| TrimOutcome {
+            partition: result.partition,
+            result: match &result.error {
+                Some(error) => Err(ApiError::from_item(error)),
+                None => Ok(result.log_start_offset),
+            },
+        };
+        Ok(answer.results.into_iter().map(outcome).collect())
     }
 
     /// All topics, by name.
@@ -83,8 +150,17 @@ impl Admin {
     /// # Errors
     /// Those of every call.
     pub async fn list_topics(&self, include_internal: bool) -> Result<Vec<TopicInfo>> {
-        let _ = include_internal;
-        Err(Error::Closed)
+        let request = v1::ListTopicsRequest { include_internal };
+        let answer = self
+            .client
+            .call("ListTopics", |connection| {
+                let request = request.clone();
+                async move { connection.admin().list_topics(request).await }
+            })
+            .await?;
+        let mut topics: Vec<_> = answer.topics.into_iter().map(TopicInfo::from).collect();
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
     }
 
     /// A topic with the state of its partitions and its configuration.
@@ -92,8 +168,27 @@ impl Admin {
     /// # Errors
     /// `UNKNOWN_TOPIC`.
     pub async fn describe_topic(&self, topic: &str) -> Result<TopicDescription> {
-        let _ = topic;
-        Err(Error::Closed)
+        let request = v1::DescribeTopicRequest {
+            topic: Some(by_name(topic)),
+        };
+        let answer = self
+            .client
+            .call("DescribeTopic", |connection| {
+                let request = request.clone();
+                async move { connection.admin().describe_topic(request).await }
+            })
+            .await?;
+        let mut partitions: Vec<_> = answer
+            .partitions
+            .into_iter()
+            .map(PartitionState::from)
+            .collect();
+        partitions.sort_by_key(|state| state.partition);
+        Ok(TopicDescription {
+            topic: answer.topic.unwrap_or_default().into(),
+            partitions,
+            config: answer.config.into_iter().map(ConfigEntry::from).collect(),
+        })
     }
 
     /// Every configuration key of a topic.
@@ -101,8 +196,17 @@ impl Admin {
     /// # Errors
     /// `UNKNOWN_TOPIC`.
     pub async fn describe_config(&self, topic: &str) -> Result<Vec<ConfigEntry>> {
-        let _ = topic;
-        Err(Error::Closed)
+        let request = v1::DescribeConfigRequest {
+            topic: Some(by_name(topic)),
+        };
+        let answer = self
+            .client
+            .call("DescribeConfig", |connection| {
+                let request = request.clone();
+                async move { connection.admin().describe_config(request).await }
+            })
+            .await?;
+        Ok(answer.entries.into_iter().map(ConfigEntry::from).collect())
     }
 
     /// Changes a topic's configuration, all changes or none; returns it as it is then.
@@ -115,8 +219,24 @@ impl Admin {
         changes: &[ConfigChange],
         validate_only: bool,
     ) -> Result<Vec<ConfigEntry>> {
-        let _ = (topic, changes, validate_only);
-        Err(Error::Closed)
+        let change = |change: &ConfigChange| v1::ConfigChange {
+            key: change.key.clone(),
+            value: change.value.clone(),
+        };
+        let request = v1::AlterConfigRequest {
+            request_id: request_id(),
+            topic: Some(by_name(topic)),
+            changes: changes.iter().map(change).collect(),
+            validate_only,
+        };
+        let answer = self
+            .client
+            .call("AlterConfig", |connection| {
+                let request = request.clone();
+                async move { connection.admin().alter_config(request).await }
+            })
+            .await?;
+        Ok(answer.entries.into_iter().map(ConfigEntry::from).collect())
     }
 
     /// The cluster and the state of its brokers.
@@ -124,7 +244,15 @@ impl Admin {
     /// # Errors
     /// Those of every call.
     pub async fn cluster_info(&self) -> Result<ClusterStatus> {
-        Err(Error::Closed)
+        let request = v1::ClusterInfoRequest {};
+        let answer = self
+            .client
+            .call("ClusterInfo", |connection| {
+                let request = request.clone();
+                async move { connection.admin().cluster_info(request).await }
+            })
+            .await?;
+        Ok(answer.into())
     }
 
     /// Finds one offset per item, in the order of the items.
@@ -136,7 +264,71 @@ impl Admin {
         topic: &str,
         items: &[(i32, Position)],
     ) -> Result<Vec<OffsetInfo>> {
-        let _ = (topic, items);
-        Err(Error::Closed)
+        let request = v1::ListOffsetsRequest {
+            items: items
+                .iter()
+                .map(|(partition, at)| offsets_item(by_name(topic), *partition, *at))
+                .collect(),
+        };
+        let answer = self
+            .client
+            .call("ListOffsets", |connection| {
+                let request = request.clone();
+                async move { connection.consumer().list_offsets(request).await }
+            })
+            .await?;
+        if answer.results.len() != items.len() {
+            return Err(Error::Protocol {
+                message: format!(
+                    "{} answers to {} questions for offsets",
+                    answer.results.len(),
+                    items.len()
+                ),
+            });
+        }
+        let pairs = answer.results.into_iter().zip(items);
+        pairs
+            .map(|(result, (_, at))| offset_info(result, *at))
+            .collect()
     }
+}
+
+/// One id per change, the same over its retries.
+fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+/// A question for an offset. One for a known offset asks for the log start: it checks that the partition exists.
+pub(crate) fn offsets_item(
+    topic: v1::TopicRef,
+    partition: i32,
+    at: Position,
+) -> v1::ListOffsetsItem {
+    use v1::list_offsets_item::At;
+    let at = match at {
+        Position::Earliest | Position::Offset(_) => At::Earliest(true),
+        Position::Latest => At::Latest(true),
+        Position::Timestamp(ms) => At::TimestampMs(ms),
+    };
+    v1::ListOffsetsItem {
+        topic: Some(topic),
+        partition,
+        at: Some(at),
+    }
+}
+
+/// The answer to it.
+pub(crate) fn offset_info(result: v1::ListOffsetsResult, at: Position) -> Result<OffsetInfo> {
+    if let Some(error) = &result.error {
+        return Err(ApiError::from_item(error).into());
+    }
+    Ok(OffsetInfo {
+        partition: result.partition,
+        offset: match at {
+            Position::Offset(offset) => offset,
+            _ => result.offset,
+        },
+        timestamp_ms: result.timestamp_ms,
+        leader_epoch: result.leader_epoch,
+    })
 }

@@ -211,7 +211,10 @@ impl Error {
         let error = ApiError::from_status(status);
         let transport = matches!(
             status.code(),
-            tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown
+            tonic::Code::Unavailable
+                | tonic::Code::Cancelled
+                | tonic::Code::Unknown
+                | tonic::Code::Internal
         );
         if error.reason.is_none() && transport {
             let mut message = status.message().to_owned();

@@ -28,9 +28,12 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod backoff;
 mod client;
+mod connection;
 mod consumer;
 mod error;
+mod metadata;
 mod options;
 mod producer;
 mod types;

@@ -85,6 +85,14 @@ impl Completion {
     }
 }
 
+impl Completion {
+    /// Waits for the outcome.
+    pub(crate) async fn wait(&self) -> Result<BatchAck> {
+        let mut slot = None;
+        std::future::poll_fn(|cx| self.poll(cx, &mut slot)).await
+    }
+}
+
 /// Resolves when the record is acknowledged or has failed. Dropping it does not take the record back.
 #[derive(Debug)]
 #[must_use = "a delivery that nobody awaits hides a failure; flush() reports failures too"]
