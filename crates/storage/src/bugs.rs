@@ -1,0 +1,70 @@
+//! Deliberate mistakes behind a test-only feature: each must be found by the crash tests, or they prove nothing.
+
+use crate::options::StoreOptions;
+
+/// A mistake that an engineer could make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A cycle counts as durable without its sync.
+    SkipJournalSync,
+    /// A direct sync counts without having happened.
+    SkipDirectSync,
+    /// A frame is acknowledged when its cycle is written, not when it is synced.
+    AckEarly,
+    /// A journal cycle is accepted by its sequence alone: a stale lap is replayed.
+    StaleLap,
+    /// A checkpoint leaves out replicas without new entries.
+    ForgetIdle,
+    /// A conflict truncation goes on writing in the same file.
+    RewriteInPlace,
+    /// Recovery counts intact bytes that no sync is known to cover, and does not sync them.
+    CountUnsynced,
+    /// A lap is freed when the checkpoint begins, not when its table is durable.
+    FreeEarly,
+    /// A new file's header is not in the journal.
+    NoHeaderRecord,
+    /// A checkpoint does not sync closed segments.
+    SkipClosed,
+    /// Files are deleted before a durable table does without them.
+    DeleteEarly,
+    /// Recovery believes the page cache.
+    TrustCache,
+    /// Producer state is not part of the checkpoint.
+    ForgetProducers,
+    /// The commit index is not bounded by what was recovered.
+    CommitBeyondEnd,
+    /// A sparse index read from a footer is believed without looking at the frame.
+    TrustIndex,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: &[Bug] = &[
+        Bug::SkipJournalSync,
+        Bug::SkipDirectSync,
+        Bug::AckEarly,
+        Bug::StaleLap,
+        Bug::ForgetIdle,
+        Bug::RewriteInPlace,
+        Bug::CountUnsynced,
+        Bug::FreeEarly,
+        Bug::NoHeaderRecord,
+        Bug::SkipClosed,
+        Bug::DeleteEarly,
+        Bug::TrustCache,
+        Bug::ForgetProducers,
+        Bug::CommitBeyondEnd,
+        Bug::TrustIndex,
+    ];
+}
+
+/// Whether the options ask for this mistake.
+pub(crate) fn planted(options: &StoreOptions, bug: Bug) -> bool {
+    #[cfg(feature = "planted-bugs")]
+    return options.bug == Some(bug);
+    #[cfg(not(feature = "planted-bugs"))]
+    {
+        let _ = (options, bug);
+        false
+    }
+}

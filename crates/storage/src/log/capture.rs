@@ -1,0 +1,93 @@
+//! The log's row in a checkpoint table.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Log, State};
+use crate::bugs::Bug;
+use crate::segment::Segment;
+use crate::table::{TableFile, TableReplica};
+
+/// What a checkpoint takes from a log.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    pub(crate) row: TableReplica,
+    /// Segments to be synced before the table is written, up to where.
+    pub(crate) unsynced: Vec<(Arc<Segment>, u64)>,
+    /// Files that the row does without: deleted once the table is durable.
+    pub(crate) deletable: Vec<Arc<Segment>>,
+}
+
+impl Log {
+    /// Captures the log. What is deletable is fixed here, together with the row that does without it.
+    pub(crate) fn capture(&self) -> Capture {
+        let mut state = self.state.lock();
+        let deletable = self.drop_below_log_start(&mut state);
+        let files = self.files.read();
+        let skip_closed = self.shared.has_bug(Bug::SkipClosed);
+        let unsynced = files
+            .iter()
+            .enumerate()
+            .filter(|(i, f)| f.is_dirty() && !(skip_closed && i + 1 < files.len()))
+            .map(|(_, f)| (f.clone(), f.end()))
+            .collect();
+        let listed = files.iter().map(|f| TableFile {
+            id: f.id,
+            first: f.first,
+            end: f.end(),
+            sealed: f.is_sealed(),
+        });
+        let producers = if self.shared.has_bug(Bug::ForgetProducers) {
+            Arc::new(vec![0; 4])
+        } else {
+            state.producers_bytes()
+        };
+        Capture {
+            row: TableReplica {
+                spec: self.spec,
+                hard: state.hard,
+                log_start: self.log_start(),
+                tail_closed: state.tail_closed,
+                tail: state.tail,
+                committed: state.committed,
+                files: listed.collect(),
+                producers,
+                membership: Vec::new(),
+            },
+            unsynced,
+            deletable,
+        }
+    }
+
+    /// Takes files that hold nothing readable any more out of the log. The file of the committed place stays.
+    fn drop_below_log_start(&self, state: &mut State) -> Vec<Arc<Segment>> {
+        let log_start = self.log_start();
+        let mut deletable = std::mem::take(&mut state.dead);
+        let mut files = self.files.write();
+        while files.len() > 1 {
+            let (first, next) = (&files[0], &files[1].first);
+            let below = next.next_offset <= log_start && next.index < state.committed.index;
+            if !below || state.sealing.contains(&first.id) {
+                break;
+            }
+            deletable.push(files.remove(0));
+        }
+        let dropped: u64 = deletable.iter().map(|f| f.end()).sum();
+        let size = self.size_bytes.load(Ordering::Relaxed);
+        self.size_bytes
+            .store(size.saturating_sub(dropped), Ordering::Relaxed);
+        deletable
+    }
+
+    /// Takes the log out of service; returns its files.
+    pub(crate) fn retire(&self) -> Vec<Arc<Segment>> {
+        let mut state = self.state.lock();
+        state.removed = true;
+        state.pending.clear();
+        state.pending_bytes = 0;
+        state.new_files.clear();
+        let mut files: Vec<_> = self.files.write().drain(..).collect();
+        files.append(&mut state.dead);
+        files
+    }
+}

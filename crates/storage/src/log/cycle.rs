@@ -1,0 +1,184 @@
+//! The log's share of a cycle: which frames are copied into the journal, which files are synced directly, and what
+//! is durable when either is done.
+//!
+//! A file with much dirty is synced directly; the cycle after its sync names it, and that cycle's sync acknowledges
+//! its entries. While a direct sync of a file is under way its new frames wait, so that the next one covers more.
+
+use std::sync::Arc;
+
+use super::{Log, Mark, MarkKind, State};
+use crate::ids::FileId;
+use crate::journal::cycle::{CycleBuilder, FRAME_OVERHEAD, SMALL_RECORDS};
+use crate::options::HardState;
+use crate::segment::Segment;
+
+/// What a log put into a cycle.
+#[derive(Debug)]
+pub(crate) struct CycleShare {
+    pub(crate) log: Arc<Log>,
+    /// The hard state that the cycle holds.
+    pub(crate) hard: Option<HardState>,
+    /// Whether frames of the log are in the cycle.
+    pub(crate) frames: bool,
+    /// Direct syncs to start.
+    pub(crate) direct: Vec<(Arc<Segment>, u64)>,
+    /// Something stayed behind for a later cycle.
+    pub(crate) more: bool,
+}
+
+/// How much a cycle may still take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Bytes for frames.
+    pub(crate) frames: u64,
+    /// Bytes for everything.
+    pub(crate) total: u64,
+    /// A file with this many new bytes is synced directly.
+    pub(crate) direct_from: u64,
+    /// The ring is short of space: sync directly what does not fit, rather than wait.
+    pub(crate) short: bool,
+}
+
+impl Log {
+    /// Moves what is pending into the cycle. `None` when not even the small records fit.
+    pub(crate) fn share_of_cycle(
+        self: &Arc<Self>,
+        cycle: &mut CycleBuilder,
+        room: Room,
+    ) -> Option<CycleShare> {
+        let mut state = self.state.lock();
+        let small = SMALL_RECORDS * (1 + state.new_files.len() as u64);
+        if cycle.len() + small > room.total {
+            return None;
+        }
+        state.queued = false;
+        let mut share = CycleShare {
+            log: self.clone(),
+            hard: None,
+            frames: false,
+            direct: Vec::new(),
+            more: false,
+        };
+        if state.removed {
+            return Some(share);
+        }
+        if state.unborn {
+            cycle.create(&self.spec);
+        }
+        for file in state.new_files.drain(..) {
+            cycle.new_file(&crate::file_header::FileHeader {
+                id: file.id,
+                spec: self.spec,
+                cut: file.first,
+            });
+        }
+        if state.hard_dirty || state.unborn {
+            cycle.hard_state(self.spec.replica, &state.hard);
+            share.hard = Some(state.hard);
+        }
+        state.unborn = false;
+        self.share_frames(&mut state, cycle, room, &mut share);
+        Some(share)
+    }
+
+    fn share_frames(
+        self: &Arc<Self>,
+        state: &mut State,
+        cycle: &mut CycleBuilder,
+        room: Room,
+        share: &mut CycleShare,
+    ) {
+        while let Some(first) = state.pending.front() {
+            let segment = first.segment.clone();
+            let of_file = state
+                .pending
+                .iter()
+                .take_while(|p| p.segment.id == segment.id);
+            let (mut count, mut bytes, mut last_index, mut upto) = (0, 0, 0, 0);
+            for frame in of_file {
+                count += 1;
+                bytes += frame.len + FRAME_OVERHEAD;
+                last_index = frame.index;
+                upto = frame.pos + frame.len;
+            }
+            let syncing = state
+                .marks
+                .iter()
+                .any(|m| matches!(m.kind, MarkKind::Direct { file, .. } if file == segment.id && !m.done));
+            if syncing {
+                // Its end puts the log into the queue again.
+                return;
+            }
+            let fits = cycle.len() + bytes <= room.frames;
+            let mark = if bytes >= room.direct_from || (!fits && room.short) {
+                share.direct.push((segment.clone(), upto));
+                MarkKind::Direct {
+                    file: segment.id,
+                    upto,
+                }
+            } else if fits {
+                for frame in state.pending.iter().take(count) {
+                    cycle.frame(
+                        frame.segment.id,
+                        frame.pos,
+                        &[&frame.head[..frame.head_len], &frame.body],
+                        frame.len,
+                    );
+                }
+                share.frames = true;
+                MarkKind::Cycle
+            } else {
+                share.more = true;
+                return;
+            };
+            state.marks.push_back(Mark {
+                last_index,
+                kind: mark,
+                done: false,
+            });
+            for frame in state.pending.drain(..count) {
+                state.pending_bytes -= frame.len;
+            }
+        }
+    }
+
+    /// The cycle is synced. Returns the durable index if it moved.
+    pub(crate) fn cycle_synced(self: &Arc<Self>, share: &CycleShare) -> Option<u64> {
+        let mut state = self.state.lock();
+        if share.hard == Some(state.hard) {
+            state.hard_dirty = false;
+        }
+        if share.frames {
+            for mark in state.marks.iter_mut().filter(|m| m.kind == MarkKind::Cycle) {
+                mark.done = true;
+            }
+        }
+        Self::advance(&mut state)
+    }
+
+    /// A synced cycle names a direct sync. Returns the durable index if it moved.
+    pub(crate) fn direct_named(self: &Arc<Self>, synced: FileId, synced_to: u64) -> Option<u64> {
+        let mut state = self.state.lock();
+        for mark in state.marks.iter_mut() {
+            if let MarkKind::Direct { file, upto } = mark.kind
+                && file == synced
+                && upto <= synced_to
+            {
+                mark.done = true;
+            }
+        }
+        if !state.pending.is_empty() {
+            self.enqueue(&mut state);
+        }
+        Self::advance(&mut state)
+    }
+
+    fn advance(state: &mut State) -> Option<u64> {
+        let before = state.durable;
+        while let Some(mark) = state.marks.front().filter(|m| m.done) {
+            state.durable = state.durable.max(mark.last_index);
+            state.marks.pop_front();
+        }
+        (state.durable > before).then_some(state.durable)
+    }
+}

@@ -1,0 +1,129 @@
+//! Sealing: a closed file whose last entry is committed gets a footer and gives back the space it does not need.
+//!
+//! It happens beside the writer, on an upkeep thread. A crash in the middle leaves a closed file, which is sealed
+//! again.
+
+use std::sync::Arc;
+
+use super::{Log, State};
+use crate::error::{Error, Result};
+use crate::footer::Footer;
+use crate::index::SparseIndex;
+use crate::place::Place;
+use crate::producers::Producers;
+use crate::segment::{Segment, full_or};
+
+/// A file to be sealed.
+#[derive(Debug)]
+pub(crate) struct SealDue {
+    log: Arc<Log>,
+    segment: Arc<Segment>,
+    last: Place,
+    producers: Producers,
+}
+
+impl Log {
+    /// If the committed place is the end of a closed file, that file can be sealed with the producer state of now.
+    pub(crate) fn seal_due(self: &Arc<Self>, state: &mut State) {
+        let files = self.files.read();
+        let Some(at) = files.iter().position(|f| f.id == state.committed.file) else {
+            return;
+        };
+        let segment = &files[at];
+        let closed = at + 1 < files.len();
+        if !closed
+            || state.committed.pos < segment.end()
+            || segment.is_sealed()
+            || state.sealing.contains(&segment.id)
+        {
+            return;
+        }
+        let expiry = self.config().producer_expiry_ms;
+        let before = state
+            .committed
+            .time_ms
+            .saturating_sub(i64::try_from(expiry).unwrap_or(i64::MAX));
+        let mut producers = state.producers_committed.clone();
+        producers.expire(before);
+        state.sealing.push(segment.id);
+        let due = SealDue {
+            log: self.clone(),
+            segment: segment.clone(),
+            last: state.committed,
+            producers,
+        };
+        drop(files);
+        self.shared.queue.lock().seals.push_back(due);
+        self.shared.wake_upkeep.notify_one();
+    }
+
+    /// Closed files that were not sealed when the log was opened: sealed without producer state of their own time,
+    /// which the checkpoint table holds for the log as a whole.
+    pub(crate) fn seal_found(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        let files = self.files.read().clone();
+        for pair in files.windows(2) {
+            let (segment, next) = (&pair[0], &pair[1]);
+            let complete =
+                next.first.index <= state.committed.index && segment.end() == next.first.pos;
+            if complete && !segment.is_sealed() && !state.sealing.contains(&segment.id) {
+                state.sealing.push(segment.id);
+                let due = SealDue {
+                    log: self.clone(),
+                    segment: segment.clone(),
+                    last: next.first,
+                    producers: Producers::default(),
+                };
+                self.shared.queue.lock().seals.push_back(due);
+            }
+        }
+    }
+}
+
+impl SealDue {
+    /// Writes the footer and syncs the file. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::StorageFull`]: tried again later. Anything else is final.
+    pub(crate) fn run(&self) -> Result<()> {
+        let log = &self.log;
+        let result = self.write_footer();
+        log.with_state(|state, _| state.sealing.retain(|id| *id != self.segment.id));
+        match &result {
+            Ok(()) => self.segment.set_sealed(),
+            Err(Error::Damaged { .. } | Error::StorageFull { .. }) => {}
+            Err(error) => log.shared.poison(error.to_string()),
+        }
+        result
+    }
+
+    fn write_footer(&self) -> Result<()> {
+        let shared = &self.log.shared;
+        shared.check_poison()?;
+        let segment = &self.segment;
+        let index = match segment.index() {
+            Some(index) => index,
+            None => self.log.load_index(segment)?,
+        };
+        let footer = Footer {
+            first: segment.first,
+            last: self.last,
+            producers: self.producers.clone(),
+            index: SparseIndex::clone(&index),
+            membership: Vec::new(),
+        };
+        let bytes = footer.encode();
+        let end = self.last.pos + bytes.len() as u64;
+        let file = &segment.handle(shared)?.file;
+        let what = || Error::io(format!("sealing {}", segment.name()));
+        file.write_at(self.last.pos, &[&bytes])
+            .map_err(|e| full_or(e, bytes.len() as u64, what()))?;
+        file.set_len(end).map_err(what())?;
+        file.sync().map_err(what())?;
+        segment.synced_to(segment.end());
+        if let Some(dir) = segment.path.parent() {
+            shared.dirs.sync(&*shared.disk, dir)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! The checkpoint table: the state of every replica at one moment, so that the journal before it may be reused.
+//!
+//! Two files, written in turn, each with a generation and a checksum over all of it; the whole one with the higher
+//! generation counts. `docs/storage-format.md` has the bytes.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::codec::{Malformed, Put, Reader};
+use crate::disk::DiskFile;
+use crate::error::{Error, Result};
+use crate::ids::{FileId, ReplicaId, ReplicaSpec};
+use crate::options::HardState;
+use crate::place::Place;
+
+const MAGIC: &[u8; 8] = b"TBLTABLE";
+const VERSION: u32 = 1;
+/// Magic, version, checksum, length.
+const HEAD_LEN: usize = 24;
+/// Longest table, bytes: a million replicas fit.
+const TABLE_BYTES_MAX: u64 = 1 << 30;
+
+/// A segment as the table lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TableFile {
+    pub(crate) id: FileId,
+    /// The place its first entry continues.
+    pub(crate) first: Place,
+    /// Behind its last frame, bytes.
+    pub(crate) end: u64,
+    pub(crate) sealed: bool,
+}
+
+/// One replica at the moment of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableReplica {
+    pub(crate) spec: ReplicaSpec,
+    pub(crate) hard: HardState,
+    pub(crate) log_start: i64,
+    /// The next append starts a file, because bytes may lie behind the tail.
+    pub(crate) tail_closed: bool,
+    /// Behind the last entry; everything up to here is durable once the table is.
+    pub(crate) tail: Place,
+    /// Behind the last committed entry.
+    pub(crate) committed: Place,
+    /// Live files in order.
+    pub(crate) files: Vec<TableFile>,
+    /// Producer state as of `committed`, encoded.
+    pub(crate) producers: Arc<Vec<u8>>,
+    /// Membership and its index, encoded; empty until replication.
+    pub(crate) membership: Vec<u8>,
+}
+
+/// The checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) generation: u64,
+    pub(crate) directory: Uuid,
+    pub(crate) boot: u64,
+    /// Absolute journal position from which cycles are replayed.
+    pub(crate) journal_from: u64,
+    /// Sequence of the last cycle before it.
+    pub(crate) journal_seq: u64,
+    /// Length of the journal ring, bytes.
+    pub(crate) journal_bytes: u64,
+    /// Files with an id below this that no replica lists are dead.
+    pub(crate) next_file: u64,
+    /// Written by a clean shutdown: nothing lies behind any tail.
+    pub(crate) clean: bool,
+    pub(crate) replicas: Vec<TableReplica>,
+}
+
+impl Table {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(4096 + self.replicas.len() * 320);
+        out.resize(HEAD_LEN, 0);
+        out.u64(self.generation);
+        out.uuid(self.directory);
+        out.u64(self.boot);
+        out.u64(self.journal_from);
+        out.u64(self.journal_seq);
+        out.u64(self.journal_bytes);
+        out.u64(self.next_file);
+        out.u8(u8::from(self.clean));
+        out.u32(self.replicas.len() as u32);
+        for replica in &self.replicas {
+            replica.encode(&mut out);
+        }
+        let mut head = Vec::with_capacity(HEAD_LEN);
+        head.raw(MAGIC);
+        head.u32(VERSION);
+        head.u32(crc32fast::hash(&out[HEAD_LEN..]));
+        head.u64(out.len() as u64);
+        out[..HEAD_LEN].copy_from_slice(&head);
+        out
+    }
+
+    fn decode(body: &[u8]) -> Result<Table, Malformed> {
+        let mut reader = Reader::new(body);
+        let mut table = Table {
+            generation: reader.u64()?,
+            directory: reader.uuid()?,
+            boot: reader.u64()?,
+            journal_from: reader.u64()?,
+            journal_seq: reader.u64()?,
+            journal_bytes: reader.u64()?,
+            next_file: reader.u64()?,
+            clean: reader.u8()? != 0,
+            replicas: Vec::new(),
+        };
+        let count = reader.count(2 * Place::LEN)?;
+        table.replicas.reserve(count);
+        for _ in 0..count {
+            table.replicas.push(TableReplica::decode(&mut reader)?);
+        }
+        if reader.is_empty() {
+            Ok(table)
+        } else {
+            Err(Malformed("bytes left over"))
+        }
+    }
+
+    /// Writes the table over a slot and syncs it.
+    pub(crate) fn write(&self, slot: &dyn DiskFile) -> Result<()> {
+        let bytes = self.encode();
+        let what = || Error::io("writing the checkpoint table");
+        slot.write_at(0, &[&bytes]).map_err(what())?;
+        slot.sync().map_err(what())
+    }
+
+    /// Reads a slot from the device: `None` when it holds no whole table.
+    ///
+    /// # Errors
+    /// I/O errors, and [`Error::NewerFormat`].
+    pub(crate) fn read(slot: &dyn DiskFile, from_cache: bool) -> Result<Option<Table>> {
+        let what = || Error::io("reading the checkpoint table");
+        let read = |at: u64, buf: &mut [u8]| {
+            let read = if from_cache {
+                slot.read_at(at, buf)
+            } else {
+                slot.read_device_at(at, buf)
+            };
+            read.or_else(crate::journal::ring::unreadable_is_empty)
+                .map_err(what())
+        };
+        let mut head = [0; HEAD_LEN];
+        if read(0, &mut head)? != HEAD_LEN {
+            return Ok(None);
+        }
+        let mut reader = Reader::new(&head);
+        let fields =
+            (|| Ok::<_, Malformed>((reader.raw(8)?, reader.u32()?, reader.u32()?, reader.u64()?)))(
+            );
+        let Ok((magic, version, crc, len)) = fields else {
+            return Ok(None);
+        };
+        if magic != MAGIC
+            || len < HEAD_LEN as u64
+            || len > TABLE_BYTES_MAX
+            || len > slot.len().map_err(what())?
+        {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; len as usize];
+        if read(0, &mut bytes)? != bytes.len() || crc32fast::hash(&bytes[HEAD_LEN..]) != crc {
+            return Ok(None);
+        }
+        if version != VERSION {
+            return Err(Error::NewerFormat {
+                what: "the checkpoint table".into(),
+                found: version,
+                known: VERSION,
+            });
+        }
+        Table::decode(&bytes[HEAD_LEN..])
+            .map(Some)
+            .map_err(|m| Error::corrupt("the checkpoint table", m.0))
+    }
+}
+
+impl TableReplica {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.u64(self.spec.replica.0);
+        out.uuid(self.spec.topic);
+        out.u32(self.spec.partition);
+        out.u64(self.hard.term);
+        out.u64(self.hard.vote);
+        out.u64(self.hard.commit);
+        out.i64(self.log_start);
+        out.u8(u8::from(self.tail_closed));
+        self.tail.encode(out);
+        self.committed.encode(out);
+        out.u32(self.files.len() as u32);
+        for file in &self.files {
+            out.u64(file.id.0);
+            file.first.encode(out);
+            out.u64(file.end);
+            out.u8(u8::from(file.sealed));
+        }
+        out.blob(&self.producers);
+        out.blob(&self.membership);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<TableReplica, Malformed> {
+        let spec = ReplicaSpec {
+            replica: ReplicaId(reader.u64()?),
+            topic: reader.uuid()?,
+            partition: reader.u32()?,
+        };
+        let hard = HardState {
+            term: reader.u64()?,
+            vote: reader.u64()?,
+            commit: reader.u64()?,
+        };
+        let log_start = reader.i64()?;
+        let tail_closed = reader.u8()? != 0;
+        let tail = Place::decode(reader)?;
+        let committed = Place::decode(reader)?;
+        let count = reader.count(Place::LEN + 17)?;
+        let mut files = Vec::with_capacity(count);
+        for _ in 0..count {
+            files.push(TableFile {
+                id: FileId(reader.u64()?),
+                first: Place::decode(reader)?,
+                end: reader.u64()?,
+                sealed: reader.u8()? != 0,
+            });
+        }
+        Ok(TableReplica {
+            spec,
+            hard,
+            log_start,
+            tail_closed,
+            tail,
+            committed,
+            files,
+            producers: Arc::new(reader.blob()?.to_vec()),
+            membership: reader.blob()?.to_vec(),
+        })
+    }
+}
