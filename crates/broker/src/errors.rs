@@ -63,3 +63,12 @@ pub(crate) fn draining() -> ApiError {
 pub(crate) fn gone() -> ApiError {
     draining()
 }
+
+/// `OFFSET_OUT_OF_RANGE` with the valid range.
+pub(crate) fn out_of_range(offset: i64, log: &timberline_storage::Log) -> ApiError {
+    from_storage(&timberline_storage::Error::OffsetOutOfRange {
+        offset,
+        log_start: log.log_start(),
+        high_watermark: log.high_watermark(),
+    })
+}

@@ -1,0 +1,65 @@
+//! What every service of a running broker shares.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use timberline_record::Limits;
+use timberline_storage::Store;
+
+use crate::config::BrokerConfig;
+use crate::lifecycle::Lifecycle;
+use crate::metadata::frontend::Frontend;
+use crate::metrics::Metrics;
+use crate::partition::{Budget, Directory};
+use crate::shard::Shards;
+use crate::topic::config::{Defaults, TopicConfig};
+
+/// The running broker, behind its listeners.
+pub(crate) struct Core {
+    pub(crate) config: BrokerConfig,
+    pub(crate) defaults: Defaults,
+    pub(crate) store: Store,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) metadata: Arc<Frontend>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) started: Instant,
+    /// HOST:PORT that clients are told.
+    pub(crate) grpc_address: String,
+    pub(crate) http_address: String,
+}
+
+impl Core {
+    /// The bounds on a batch for this topic.
+    pub(crate) fn batch_limits(&self, topic: &TopicConfig) -> Limits {
+        Limits {
+            max_batch_bytes: topic.max_message_bytes,
+            max_decompressed_bytes: self.config.limits.decompressed_bytes_max.as_usize(),
+            ..Limits::default()
+        }
+    }
+
+    /// Bounds for reading batches that are stored: they passed when they were written, perhaps under wider ones.
+    pub(crate) fn read_limits(&self) -> Limits {
+        Limits {
+            max_batch_bytes: usize::MAX,
+            max_decompressed_bytes: 1 << 30,
+            ..Limits::default()
+        }
+    }
+
+    /// Why the broker is not ready, if it is not.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        use crate::lifecycle::Phase;
+        match self.lifecycle.phase() {
+            Phase::Starting => Some("starting".to_owned()),
+            Phase::Serving => self
+                .store
+                .poisoned()
+                .map(|why| format!("read-only until a restart: {why}")),
+            Phase::Draining | Phase::Stopped => Some("draining".to_owned()),
+        }
+    }
+}
