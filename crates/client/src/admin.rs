@@ -153,9 +153,8 @@ impl Admin {
         let request = v1::ListTopicsRequest { include_internal };
         let answer = self
             .client
-            .call("ListTopics", |connection| {
-                let request = request.clone();
-                async move { connection.admin().list_topics(request).await }
+            .call("ListTopics", |connection| async move {
+                connection.admin().list_topics(request).await
             })
             .await?;
         let mut topics: Vec<_> = answer.topics.into_iter().map(TopicInfo::from).collect();
@@ -247,9 +246,8 @@ impl Admin {
         let request = v1::ClusterInfoRequest {};
         let answer = self
             .client
-            .call("ClusterInfo", |connection| {
-                let request = request.clone();
-                async move { connection.admin().cluster_info(request).await }
+            .call("ClusterInfo", |connection| async move {
+                connection.admin().cluster_info(request).await
             })
             .await?;
         Ok(answer.into())

@@ -58,13 +58,17 @@ impl ClosedBatch {
         &self.completion
     }
 
-    /// Tells everybody the outcome; returns the bytes of the buffer that are free now.
-    pub(crate) fn complete(self, outcome: Result<BatchAck>) -> usize {
+    /// Bytes of the producer's buffer that it holds.
+    pub(crate) fn reserved(&self) -> usize {
+        self.reserved
+    }
+
+    /// Tells everybody the outcome. Its memory counts as free before, so that who was told finds it free.
+    pub(crate) fn complete(self, outcome: Result<BatchAck>) {
         self.partition
             .waiting_bytes
             .fetch_sub(self.reserved, Ordering::Relaxed);
         self.completion.complete(outcome);
-        self.reserved
     }
 }
 

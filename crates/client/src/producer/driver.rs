@@ -285,8 +285,8 @@ impl Driver {
                     if let Err(error) = &outcome {
                         tracing::debug!(%error, records = batch.records(), "batch failed");
                     }
-                    let bytes = batch.complete(outcome);
-                    self.shared.release(bytes);
+                    self.shared.release(batch.reserved());
+                    batch.complete(outcome);
                 }
                 Action::InitProducer { bump } => self.init_producer(bump, Duration::ZERO),
                 Action::Connect { route } => self.connect(route),
