@@ -151,7 +151,7 @@ pub(crate) struct Core<B: Payload> {
 }
 
 /// Sequences are 0 to 2³¹−1 and start over.
-fn sequence_after(sequence: i32, records: u32) -> i32 {
+pub(crate) fn sequence_after(sequence: i32, records: u32) -> i32 {
     ((i64::from(sequence) + i64::from(records)) % (1 << 31)) as i32
 }
 
@@ -364,7 +364,17 @@ impl<B: Payload> Core<B> {
             let flying = slot.window.remove(at)?;
             // Its sequence may be missing from now on (rule 6); one known as written is not.
             slot.broken |= self.rules.idempotent && error.reason != Some(Reason::DuplicateSequence);
-            self.complete(flying.queued.batch, Err(error.into()), out);
+            let gone = matches!(
+                error.reason,
+                Some(Reason::UnknownTopic | Reason::UnknownPartition | Reason::DuplicateSequence)
+            );
+            let error = match flying.doubtful && !gone {
+                true => Error::OutcomeUnknown {
+                    message: format!("an unanswered batch was then refused ({error})"),
+                },
+                false => error.into(),
+            };
+            self.complete(flying.queued.batch, Err(error), out);
             return Some(id);
         }
         slot.last_error = error.to_string();

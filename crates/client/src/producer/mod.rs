@@ -17,6 +17,9 @@ mod record;
 mod shared;
 mod stream;
 
+#[cfg(test)]
+mod simulation;
+
 use std::sync::Arc;
 
 pub use delivery::{Delivery, RecordMetadata};
