@@ -129,6 +129,10 @@ struct World {
     /// Messages of lost streams that still arrive.
     zombies: Vec<VecDeque<(u64, TestBatch)>>,
     leader: Vec<usize>,
+    /// When slots want to be served; never without an event before, as in the driver.
+    timers: Vec<Option<Instant>>,
+    connecting: Vec<bool>,
+    locating: Vec<bool>,
     next_value: u64,
     outcomes: HashMap<u64, Outcome>,
     sent: Vec<Vec<(u64, u32)>>,
@@ -163,6 +167,9 @@ impl World {
             streams: (0..ROUTES).map(|_| Stream::default()).collect(),
             zombies: Vec::new(),
             leader: vec![0; SLOTS],
+            timers: vec![None; SLOTS],
+            connecting: vec![false; ROUTES],
+            locating: vec![false; SLOTS],
             next_value: 0,
             outcomes: HashMap::new(),
             sent: vec![Vec::new(); SLOTS],
@@ -187,12 +194,13 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.random_range(0..12) {
+        match self.random.random_range(0..13) {
             0..=2 => self.produce(),
             3..=5 => self.broker_works(),
             6..=8 => self.answer_arrives(),
             9 => self.zombie_arrives(),
             10 => self.init_works(),
+            11 => self.background_works(),
             _ => self.time_passes(),
         }
         if self.fault("stream lost", 2) {
@@ -221,6 +229,7 @@ impl World {
     fn service(&mut self, slot: usize) {
         let mut out = Vec::new();
         self.core.service(slot as SlotId, self.now, &mut out);
+        self.timers[slot] = self.core.wake_at(slot as SlotId, self.now);
         self.act(out);
     }
 
@@ -246,18 +255,31 @@ impl World {
                     self.init = Some(bump);
                 }
                 Action::Connect { route } => {
-                    if !self.fault("connect failed", 30) {
-                        self.connect(route);
-                    }
+                    self.connecting[route as usize] = true;
                 }
-                Action::Locate { slot } => self.locate(slot as usize),
+                Action::Locate { slot } => self.locating[slot as usize] = true,
             }
         }
     }
 
-    fn connect(&mut self, route: RouteId) {
-        self.streams[route as usize].up = true;
-        self.core.route_up(route, 60);
+    fn background_works(&mut self) {
+        for route in 0..ROUTES {
+            if std::mem::take(&mut self.connecting[route]) && !self.streams[route].up {
+                if self.fault("connect failed", 30) {
+                    self.core.route_down(route as RouteId, "connect failed");
+                } else {
+                    self.streams[route].up = true;
+                    self.core.route_up(route as RouteId, 60);
+                }
+                self.service_all();
+            }
+        }
+        for slot in 0..SLOTS {
+            if std::mem::take(&mut self.locating[slot]) {
+                self.locate(slot);
+                self.service(slot);
+            }
+        }
     }
 
     fn locate(&mut self, slot: usize) {
@@ -410,7 +432,7 @@ impl World {
         };
         self.now += Duration::from_millis(ms);
         for slot in 0..SLOTS {
-            if self.core.wake_at(slot as SlotId, self.now).is_some() {
+            if self.timers[slot].is_some_and(|at| at <= self.now) {
                 self.service(slot);
             }
         }
@@ -423,7 +445,8 @@ impl World {
         while self.core.batch_count() > 0 {
             steps += 1;
             assert!(steps < 200_000, "a slot is blocked");
-            match self.random.random_range(0..5) {
+            match self.random.random_range(0..6) {
+                5 => self.background_works(),
                 0 | 1 => self.broker_works(),
                 2 | 3 => self.answer_arrives(),
                 _ if self.chance(50) => self.init_works(),
@@ -544,6 +567,7 @@ fn a_missing_sequence_leads_to_a_new_epoch() {
     let mut world = World::new(0);
     world.faults = false;
     world.produce_in(0);
+    world.background_works();
     world.init_works();
     world.produce_in(0);
     assert_eq!(world.streams[0].requests.len(), 2);
@@ -619,6 +643,7 @@ fn an_unknown_producer_takes_a_new_id() {
         let mut world = World::new(0);
         world.faults = false;
         world.produce_in(0);
+        world.background_works();
         world.init_works();
         let (id, _) = world.streams[0].requests.pop_front().unwrap();
         world.streams[0]
@@ -637,6 +662,7 @@ fn a_timeout_tells_the_last_problem() {
     let mut world = World::new(0);
     world.faults = false;
     world.produce_in(0);
+    world.background_works();
     world.init_works();
     let (id, _) = world.streams[0].requests.pop_front().unwrap();
     let mut out = Vec::new();
