@@ -1,0 +1,58 @@
+# The everyday commands. `just` lists them; each is one line that also works without `just`.
+
+_default:
+    @just --list
+
+# Builds everything, debug.
+build:
+    cargo build --workspace --all-targets
+
+# The README's test command.
+test:
+    cargo test --workspace --locked
+
+# Tests of one crate, for instance `just test-one storage`.
+test-one CRATE *ARGS:
+    cargo test -p timberline-{{CRATE}} {{ARGS}}
+
+lint:
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt:
+    cargo fmt --all
+
+# Checks licences, sources, bans and advisories; needs cargo-deny.
+deny:
+    cargo deny check
+
+# The crates' documentation, as strict as in CI.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# A broker, a real file, a kill in the middle, all of it back.
+demo:
+    cargo run --release --bin timberline -- demo
+
+# A broker on loopback.
+server *ARGS:
+    cargo run --release --bin timberline -- server {{ARGS}}
+
+# One of the programs behind docs/benchmarks.md, for instance `just bench disk_sync`; without a name, the list.
+bench NAME="" *ARGS:
+    cargo run --release -p timberline-benches --bin {{NAME}} -- {{ARGS}}
+
+# Crash points on the fault disk, by number of seeds; each planted bug must be found.
+crash SEEDS="2000":
+    TIMBERLINE_CRASH_SEEDS={{SEEDS}} cargo test --release --locked -p timberline-tests --test crash -- --nocapture
+
+# Rewrites the golden fixtures of the on-disk format: only together with docs/storage-format.md.
+fixtures:
+    UPDATE_FIXTURES=1 cargo test -p timberline-storage --test format
+
+# Rewrites the generated reference pages.
+docs:
+    UPDATE_DOCS=1 cargo test -p timberline-tests --test docs
+
+# What must hold before a change goes in.
+ci:
+    bash .ci/run
