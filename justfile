@@ -37,8 +37,8 @@ demo:
 server *ARGS:
     cargo run --release --bin timberline -- server {{ARGS}}
 
-# One of the programs behind docs/benchmarks.md, for instance `just bench disk_sync`; without a name, the list.
-bench NAME="" *ARGS:
+# One of the programs behind docs/benchmarks.md, for instance `just bench disk_sync`.
+bench NAME *ARGS:
     cargo run --release -p timberline-benches --bin {{NAME}} -- {{ARGS}}
 
 # Crash points on the fault disk, by number of seeds; each planted bug must be found.
