@@ -1,2 +1,30 @@
 //! What loads, measures and checks a cluster from outside.
+//!
+//! - [`Pump`]: sends records as fast as the producer takes them and accounts for the outcome of every one.
+//! - [`bench`]: `timberline bench`: produce, consume, end to end.
+//! - [`Ledger`]: what was acknowledged against what was read: lost, duplicated, altered.
+//! - [`demo`]: a broker, a real file, `kill -9` in the middle, everything back.
+//! - [`BrokerProcess`]: a broker in a process of its own, to be killed.
+//!
+//! **Invariants.** A figure is never better than the truth: a latency runs from when a record was due, or from a clock
+//! read before it was sent, to a clock read after its acknowledgement was seen. No outcome is dropped: what is not
+//! acknowledged is counted as an error.
+//!
+//! What it is not: it knows only the client's public API, and prints nothing; `cli` does.
 #![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod demo;
+mod error;
+mod latency;
+mod ledger;
+mod payload;
+mod process;
+mod pump;
+
+pub use error::{Error, Result};
+pub use latency::{Latencies, LatencySummary};
+pub use ledger::{Digest, Ledger, Verdict};
+pub use payload::Payloads;
+pub use process::{BrokerAddresses, BrokerProcess};
+pub use pump::{Ack, Outcomes, Pump, PumpOptions, Tally};

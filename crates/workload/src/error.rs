@@ -1,0 +1,59 @@
+//! The one error type of this crate.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What functions of this crate return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a workload could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The client library gave up.
+    #[error(transparent)]
+    Client(#[from] timberline_client::Error),
+    /// The load makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// No record came for too long, and more are wanted.
+    #[error(
+        "{read} of {wanted} records came, then none for {after:?}: the topic holds fewer, or nobody produces"
+    )]
+    Starved {
+        /// Records read.
+        read: u64,
+        /// Records asked for.
+        wanted: u64,
+        /// How long was waited for the next.
+        after: Duration,
+    },
+    /// The broker's process can't be started, or ended by itself.
+    #[error("{what}; its log is {log}:\n{tail}")]
+    Process {
+        /// What happened.
+        what: String,
+        /// Where it logs.
+        log: PathBuf,
+        /// The last lines of the log.
+        tail: String,
+    },
+    /// A file can't be read or written.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, with the path.
+        what: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A task of the workload panicked.
+    #[error("a task of the workload ended early: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Error {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+        let what = what.into();
+        move |source| Error::Io { what, source }
+    }
+}
