@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use timberline_proto::internal::{self as pb, metadata_command::Command};
-use timberline_storage::disk::RealDisk;
+use timberline_storage::disk::{Disk, RealDisk};
 use timberline_storage::{Log, LogConfig, Opened, Running, Store, StoreOptions};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -64,6 +64,17 @@ impl Broker {
     /// [`Error`]: an address in use, a data directory in use by another process or damaged, a metadata log that can't be
     /// understood. Nothing is left running then.
     pub async fn start(config: BrokerConfig) -> Result<RunningBroker, Error> {
+        Broker::start_on(config, Arc::new(RealDisk::new())).await
+    }
+
+    /// As [`Broker::start`], on a disk of the caller's: tests bring one that fails on purpose.
+    ///
+    /// # Errors
+    /// As [`Broker::start`].
+    pub async fn start_on(
+        config: BrokerConfig,
+        disk: Arc<dyn Disk>,
+    ) -> Result<RunningBroker, Error> {
         let started = Instant::now();
         let lifecycle = Lifecycle::new();
         let metrics = Arc::new(Metrics::new().map_err(|error| Error::System {
@@ -74,7 +85,13 @@ impl Broker {
         let (http_socket, http_addr) = listen::bind(config.listen.http, "listen.http").await?;
         let handshake = config.listen.handshake_timeout.duration();
         let listener = |socket, max, name| {
-            Listener::new(socket, max, handshake, metrics.connections(name), Arc::clone(&lifecycle))
+            Listener::new(
+                socket,
+                max,
+                handshake,
+                metrics.connections(name),
+                Arc::clone(&lifecycle),
+            )
         };
         // Probes are answered while the log recovers.
         let http_slot = Slot::default();
@@ -85,7 +102,8 @@ impl Broker {
             http: http_addr.to_string(),
         };
         let grpc_connections = config.listen.connections_max;
-        let recovered = Recovered::run(config, addresses, started, &metrics, &lifecycle).await;
+        let recovered =
+            Recovered::run(config, disk, addresses, started, &metrics, &lifecycle).await;
         let (core, committed, backend, storage) = match recovered {
             Ok(parts) => parts,
             Err(error) => {
@@ -149,17 +167,19 @@ struct Recovered;
 impl Recovered {
     async fn run(
         config: BrokerConfig,
+        disk: Arc<dyn Disk>,
         addresses: Addresses,
         started: Instant,
         metrics: &Arc<Metrics>,
         lifecycle: &Arc<Lifecycle>,
     ) -> Result<(Arc<Core>, Arc<Committed>, Thread<()>, Running), Error> {
-        let opened = open_store(&config).await?;
+        let opened = open_store(&config, disk).await?;
         let store = opened.store.clone();
-        let shards = Shards::start(config.broker.shards, metrics).map_err(|error| Error::System {
-            what: "starting the shard threads",
-            why: error.to_string(),
-        })?;
+        let shards =
+            Shards::start(config.broker.shards, metrics).map_err(|error| Error::System {
+                what: "starting the shard threads",
+                why: error.to_string(),
+            })?;
         let result = Self::replay(&config, opened, &shards).await;
         let (committed, directory, backend, storage) = match result {
             Ok(parts) => parts,
@@ -251,7 +271,9 @@ impl Recovered {
             backend.recover(others)?;
             Ok::<_, Error>(backend)
         });
-        let backend = blocking.await.map_err(|error| Error::Start(error.to_string()))??;
+        let backend = blocking
+            .await
+            .map_err(|error| Error::Start(error.to_string()))??;
         check_identity(config, &committed)?;
         let storage = store.start(Arc::clone(shards) as Arc<dyn timberline_storage::Listener>)?;
         let backend = std::thread::Builder::new()
@@ -276,7 +298,7 @@ fn metadata_log_config() -> LogConfig {
     }
 }
 
-async fn open_store(config: &BrokerConfig) -> Result<Opened, Error> {
+async fn open_store(config: &BrokerConfig, disk: Arc<dyn Disk>) -> Result<Opened, Error> {
     let options = StoreOptions {
         journal_bytes: config.storage.journal_bytes.0,
         direct_sync_bytes: config.storage.direct_sync_bytes.0,
@@ -286,7 +308,7 @@ async fn open_store(config: &BrokerConfig) -> Result<Opened, Error> {
         ..StoreOptions::default()
     };
     let dir = config.storage.data_dir.clone();
-    let open = move || Store::open(Arc::new(RealDisk::new()), &dir, options);
+    let open = move || Store::open(disk, &dir, options);
     let opened = tokio::task::spawn_blocking(open)
         .await
         .map_err(|error| Error::Start(error.to_string()))??;
@@ -298,16 +320,22 @@ async fn open_store(config: &BrokerConfig) -> Result<Opened, Error> {
 fn check_identity(config: &BrokerConfig, committed: &Committed) -> Result<(), Error> {
     let table = committed.table.read();
     match table.brokers().keys().next() {
-        Some(&found) if !table.brokers().contains_key(&config.broker.id) => Err(Error::WrongBroker {
-            found,
-            configured: config.broker.id,
-        }),
+        Some(&found) if !table.brokers().contains_key(&config.broker.id) => {
+            Err(Error::WrongBroker {
+                found,
+                configured: config.broker.id,
+            })
+        }
         _ => Ok(()),
     }
 }
 
 /// Founds the cluster on an empty directory, and registers this broker when what it says of itself has changed.
-async fn found(metadata: &Arc<Frontend>, config: &BrokerConfig, store: &Store) -> Result<(), Error> {
+async fn found(
+    metadata: &Arc<Frontend>,
+    config: &BrokerConfig,
+    store: &Store,
+) -> Result<(), Error> {
     if store.poisoned().is_some() {
         return Ok(());
     }
@@ -331,7 +359,10 @@ async fn found(metadata: &Arc<Frontend>, config: &BrokerConfig, store: &Store) -
             rack: config.broker.rack.clone(),
             directory_id: id_bytes(directory),
         });
-        metadata.change("", |_| Ok(register)).await.map_err(refused)?;
+        metadata
+            .change("", |_| Ok(register))
+            .await
+            .map_err(refused)?;
     }
     Ok(())
 }
@@ -355,7 +386,10 @@ impl RunningBroker {
     /// The cluster's id.
     pub fn cluster_id(&self) -> String {
         let table = self.core.metadata.table();
-        table.cluster().map(|cluster| cluster.id.clone()).unwrap_or_default()
+        table
+            .cluster()
+            .map(|cluster| cluster.id.clone())
+            .unwrap_or_default()
     }
 
     /// Ends when the broker has stopped, whoever stopped it.
@@ -387,14 +421,22 @@ impl RunningBroker {
         }
         // Idle connections close by themselves on HTTP/2's GOAWAY; the rest are hung up.
         let mut grpc = parts.grpc;
-        if tokio::time::timeout(HANG_UP_AFTER, &mut grpc).await.is_err() {
+        if tokio::time::timeout(HANG_UP_AFTER, &mut grpc)
+            .await
+            .is_err()
+        {
             lifecycle.hang_up.notify_waiters();
             grpc.abort();
         }
-        let (shards, committed, backend, storage) =
-            (Arc::clone(&self.core.shards), parts.committed, parts.backend, parts.storage);
+        let (shards, committed, backend, storage) = (
+            Arc::clone(&self.core.shards),
+            parts.committed,
+            parts.backend,
+            parts.storage,
+        );
         let stopped = tokio::task::spawn_blocking(move || {
-            // Shards last: what is durable by the last sync is still answered, then nobody is left to answer.
+            // No appends behind the last checkpoint; what it makes durable is still answered.
+            shards.close();
             let stopped = storage.stop();
             shards.stop();
             committed.stop();

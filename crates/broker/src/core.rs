@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use timberline_proto::error::ApiError;
+use timberline_proto::v1::TopicRef;
 use timberline_record::Limits;
 use timberline_storage::Store;
 
+use crate::auth::{Operation, Principal, Resource, authorize};
 use crate::config::BrokerConfig;
 use crate::lifecycle::Lifecycle;
 use crate::metadata::frontend::Frontend;
 use crate::metrics::Metrics;
-use crate::partition::{Budget, Directory};
+use crate::partition::{Budget, Directory, TopicHandle};
 use crate::shard::Shards;
 use crate::topic::config::{Defaults, TopicConfig};
 
@@ -48,6 +51,42 @@ impl Core {
             max_decompressed_bytes: 1 << 30,
             ..Limits::default()
         }
+    }
+
+    /// The topic that a caller names, if the caller may do this to it.
+    ///
+    /// # Errors
+    /// `UNKNOWN_TOPIC`, `INVALID_ARGUMENT`, or what the door says.
+    pub(crate) fn topic(
+        &self,
+        operation: Operation,
+        reference: Option<&TopicRef>,
+    ) -> Result<Arc<TopicHandle>, ApiError> {
+        let topic = self.directory.resolve(reference)?;
+        authorize(
+            Principal::Anonymous,
+            operation,
+            Resource::Topic(&topic.name),
+        )?;
+        Ok(topic)
+    }
+
+    /// As [`Core::topic`], by the 16 bytes of an id.
+    ///
+    /// # Errors
+    /// As [`Core::topic`].
+    pub(crate) fn topic_by_id(
+        &self,
+        operation: Operation,
+        id: &[u8],
+    ) -> Result<Arc<TopicHandle>, ApiError> {
+        let topic = self.directory.by_id_bytes(id)?;
+        authorize(
+            Principal::Anonymous,
+            operation,
+            Resource::Topic(&topic.name),
+        )?;
+        Ok(topic)
     }
 
     /// Why the broker is not ready, if it is not.

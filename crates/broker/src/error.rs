@@ -26,7 +26,9 @@ pub enum Error {
     #[error("the metadata log: {0}")]
     Metadata(String),
     /// The data directory belongs to another broker.
-    #[error("the data directory belongs to broker {found}, this is broker {configured}; start it with --broker-id {found} or choose another --data-dir")]
+    #[error(
+        "the data directory belongs to broker {found}, this is broker {configured}; start it with --broker-id {found} or choose another --data-dir"
+    )]
     WrongBroker {
         /// Who wrote it.
         found: i32,

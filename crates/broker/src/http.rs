@@ -65,7 +65,9 @@ async fn started(State(slot): State<Slot>) -> Response {
 
 /// Runs a text on a thread that may block, and sends it.
 async fn text(slot: Slot, make: impl FnOnce(&Core) -> Vec<u8> + Send + 'static) -> Response {
-    let Some(core) = slot.load_full() else { return unavailable("starting") };
+    let Some(core) = slot.load_full() else {
+        return unavailable("starting");
+    };
     match tokio::task::spawn_blocking(move || make(&core)).await {
         Ok(body) => ([(header::CONTENT_TYPE, METRICS_TYPE)], body).into_response(),
         Err(_) => unavailable("stopping"),

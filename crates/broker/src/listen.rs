@@ -34,7 +34,10 @@ pub(crate) struct Listener {
 ///
 /// # Errors
 /// [`Error::Listen`], which names the configuration key.
-pub(crate) async fn bind(address: SocketAddr, key: &'static str) -> Result<(TcpListener, SocketAddr), Error> {
+pub(crate) async fn bind(
+    address: SocketAddr,
+    key: &'static str,
+) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |source| Error::Listen {
         address,
         key,
@@ -114,7 +117,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit, listener: &Listener) -> Connection {
+    fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+        listener: &Listener,
+    ) -> Connection {
         let lifecycle = Arc::clone(&listener.lifecycle);
         listener.connections.inc();
         Connection {
@@ -136,7 +144,11 @@ impl Drop for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.hang_up.as_mut().poll(context).is_ready() {
             this.hang_up = Box::pin(std::future::ready(()));
@@ -158,7 +170,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
 

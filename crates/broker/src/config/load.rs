@@ -113,10 +113,15 @@ pub(super) fn apply_file(
 ) -> Result<(), ConfigError> {
     let line = |at: usize| {
         let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
-        format!("{name}:{}", 1 + before.iter().filter(|&&b| b == b'\n').count())
+        format!(
+            "{name}:{}",
+            1 + before.iter().filter(|&&b| b == b'\n').count()
+        )
     };
     let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-        place: error.span().map_or_else(|| name.to_owned(), |span| line(span.start)),
+        place: error
+            .span()
+            .map_or_else(|| name.to_owned(), |span| line(span.start)),
         message: error.message().to_owned(),
     })?;
     for (section, content) in document.get_ref() {
@@ -124,7 +129,10 @@ pub(super) fn apply_file(
         let DeValue::Table(table) = content.get_ref() else {
             return Err(unknown(section.get_ref(), None, place));
         };
-        if !schema::sections().iter().any(|(name, _)| *name == section.get_ref().as_ref()) {
+        if !schema::sections()
+            .iter()
+            .any(|(name, _)| *name == section.get_ref().as_ref())
+        {
             return Err(unknown(section.get_ref(), None, place));
         }
         for (key, value) in table {
@@ -141,7 +149,10 @@ fn plain_value(value: &DeValue<'_>) -> toml::Value {
     match value {
         DeValue::String(text) => toml::Value::String(text.to_string()),
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-            .map_or_else(|_| toml::Value::String(number.to_string()), toml::Value::Integer),
+            .map_or_else(
+                |_| toml::Value::String(number.to_string()),
+                toml::Value::Integer,
+            ),
         DeValue::Boolean(truth) => toml::Value::Boolean(*truth),
         DeValue::Float(number) => toml::Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Datetime(time) => toml::Value::Datetime(*time),
@@ -172,17 +183,42 @@ fn apply_overrides(config: &mut BrokerConfig, overrides: &Overrides) -> Result<(
     let mut set = |path: &str, flag: &str, text: Option<String>| match text {
         Some(text) => {
             let (section, key) = path.split_once('.').unwrap_or((path, ""));
-            apply_one(config, section, key, &toml::Value::String(text), flag.to_owned())
+            apply_one(
+                config,
+                section,
+                key,
+                &toml::Value::String(text),
+                flag.to_owned(),
+            )
         }
         None => Ok(()),
     };
-    let data_dir = overrides.data_dir.as_ref().map(|p| p.to_string_lossy().into_owned());
+    let data_dir = overrides
+        .data_dir
+        .as_ref()
+        .map(|p| p.to_string_lossy().into_owned());
     set("storage.data_dir", "--data-dir", data_dir)?;
-    set("broker.id", "--broker-id", overrides.broker_id.map(|v| v.to_string()))?;
+    set(
+        "broker.id",
+        "--broker-id",
+        overrides.broker_id.map(|v| v.to_string()),
+    )?;
     set("broker.rack", "--rack", overrides.rack.clone())?;
-    set("listen.grpc", "--grpc-listen", overrides.grpc_listen.map(|v| v.to_string()))?;
-    set("listen.grpc_advertise", "--grpc-advertise", overrides.grpc_advertise.clone())?;
-    set("listen.http", "--http-listen", overrides.http_listen.map(|v| v.to_string()))?;
+    set(
+        "listen.grpc",
+        "--grpc-listen",
+        overrides.grpc_listen.map(|v| v.to_string()),
+    )?;
+    set(
+        "listen.grpc_advertise",
+        "--grpc-advertise",
+        overrides.grpc_advertise.clone(),
+    )?;
+    set(
+        "listen.http",
+        "--http-listen",
+        overrides.http_listen.map(|v| v.to_string()),
+    )?;
     for (path, text) in &overrides.set {
         set(path, &format!("flag for {path}"), Some(text.clone()))?;
     }
@@ -196,14 +232,16 @@ fn apply_one(
     value: &toml::Value,
     place: String,
 ) -> Result<(), ConfigError> {
-    config.set(section, key, value).map_err(|error| match error {
-        SetError::UnknownKey => unknown(section, Some(key), place),
-        SetError::Value(message) => ConfigError::Value {
-            key: format!("{section}.{key}"),
-            place,
-            message,
-        },
-    })
+    config
+        .set(section, key, value)
+        .map_err(|error| match error {
+            SetError::UnknownKey => unknown(section, Some(key), place),
+            SetError::Value(message) => ConfigError::Value {
+                key: format!("{section}.{key}"),
+                place,
+                message,
+            },
+        })
 }
 
 fn unknown(section: &str, key: Option<&str>, place: String) -> ConfigError {
@@ -214,22 +252,35 @@ fn unknown(section: &str, key: Option<&str>, place: String) -> ConfigError {
         // A misspelt key of a known section, before a similar one elsewhere.
         Some(key) => {
             let same = keys.iter().filter(|k| k.section == section).map(|k| k.name);
-            nearest(key, same).map(|name| format!("{section}.{name}")).or_else(|| {
-                let paths: Vec<String> = keys.iter().map(schema::Key::path).collect();
-                nearest(&written, paths.iter().map(String::as_str)).map(str::to_owned)
-            })
+            nearest(key, same)
+                .map(|name| format!("{section}.{name}"))
+                .or_else(|| {
+                    let paths: Vec<String> = keys.iter().map(schema::Key::path).collect();
+                    nearest(&written, paths.iter().map(String::as_str)).map(str::to_owned)
+                })
         }
         // A key without its section, or a misspelt section.
-        None => keys.iter().find(|k| k.name == section).map(schema::Key::path).or_else(|| {
-            nearest(section, sections.iter().map(|(name, _)| *name)).map(|s| format!("[{s}]"))
-        }),
+        None => keys
+            .iter()
+            .find(|k| k.name == section)
+            .map(schema::Key::path)
+            .or_else(|| {
+                nearest(section, sections.iter().map(|(name, _)| *name)).map(|s| format!("[{s}]"))
+            }),
     };
-    ConfigError::UnknownKey { key: written, place, suggestion }
+    ConfigError::UnknownKey {
+        key: written,
+        place,
+        suggestion,
+    }
 }
 
 /// What no single key can check.
 fn check(config: &BrokerConfig) -> Result<(), ConfigError> {
-    for (key, address) in [("listen.grpc", config.listen.grpc), ("listen.http", config.listen.http)] {
+    for (key, address) in [
+        ("listen.grpc", config.listen.grpc),
+        ("listen.http", config.listen.http),
+    ] {
         if !address.ip().is_loopback() && !config.listen.insecure {
             return Err(ConfigError::Conflict {
                 key,

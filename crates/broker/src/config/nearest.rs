@@ -1,7 +1,10 @@
 //! The nearest valid name to a misspelt one.
 
 /// The candidate with the fewest edits to `name`, if it is near enough to be meant.
-pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     /// Longer names are not compared: the work is quadratic and they come from outside.
     const NAME_LEN_MAX: usize = 128;
     if name.len() > NAME_LEN_MAX {

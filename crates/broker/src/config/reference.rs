@@ -40,7 +40,11 @@ pub fn default_file() -> String {
     for (section, about) in schema::sections() {
         let _ = writeln!(file, "\n# {about}\n[{section}]");
         for key in schema::keys().iter().filter(|key| key.section == section) {
-            let _ = writeln!(file, "# {}\n{} = {}", key.documentation, key.name, key.default);
+            let _ = writeln!(
+                file,
+                "# {}\n{} = {}",
+                key.documentation, key.name, key.default
+            );
         }
     }
     file

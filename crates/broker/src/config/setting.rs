@@ -101,9 +101,9 @@ impl Setting for PathBuf {
 impl Setting for SocketAddr {
     const TYPE: &'static str = "address";
     fn from_text(text: &str) -> Result<Self, String> {
-        text.trim().parse().map_err(|_| {
-            format!("expected IP:PORT such as 127.0.0.1:7071, found `{text}`")
-        })
+        text.trim()
+            .parse()
+            .map_err(|_| format!("expected IP:PORT such as 127.0.0.1:7071, found `{text}`"))
     }
     fn to_toml(&self) -> String {
         quoted(&self.to_string())

@@ -18,16 +18,34 @@ fn refused(text: &str, expected: &[&str]) {
 
 #[test]
 fn errors_name_key_place_and_nearest_key() {
-    refused("[broker]\nid = 1\nrak = 'a'\n", &["broker.toml:3", "broker.rak", "broker.rack"]);
-    refused("\n[brokr]\nid = 1\n", &["broker.toml:2", "brokr", "[broker]"]);
+    refused(
+        "[broker]\nid = 1\nrak = 'a'\n",
+        &["broker.toml:3", "broker.rak", "broker.rack"],
+    );
+    refused(
+        "\n[brokr]\nid = 1\n",
+        &["broker.toml:2", "brokr", "[broker]"],
+    );
     refused("data_dir = 'x'\n", &["broker.toml:1", "storage.data_dir"]);
-    refused("[broker]\nid = 0\n", &["broker.toml:2", "broker.id", "out of range"]);
-    refused("[broker]\nid = 99999999999999999999\n", &["broker.toml:2", "broker.id"]);
+    refused(
+        "[broker]\nid = 0\n",
+        &["broker.toml:2", "broker.id", "out of range"],
+    );
+    refused(
+        "[broker]\nid = 99999999999999999999\n",
+        &["broker.toml:2", "broker.id"],
+    );
     refused("[broker]\nid = [1]\n", &["broker.toml:2", "array"]);
-    refused("[storage]\njournal_bytes = '1 parsec'\n", &["storage.journal_bytes", "units"]);
+    refused(
+        "[storage]\njournal_bytes = '1 parsec'\n",
+        &["storage.journal_bytes", "units"],
+    );
     refused("[storage]\njournal_bytes = '99999999TiB'\n", &["too large"]);
     refused("[listen\n", &["broker.toml:1"]);
-    refused("[listen]\ngrpc = 'localhost'\n", &["listen.grpc", "IP:PORT"]);
+    refused(
+        "[listen]\ngrpc = 'localhost'\n",
+        &["listen.grpc", "IP:PORT"],
+    );
     refused("[logging]\nformat = 'xml'\n", &["logging.format", "human"]);
 }
 
@@ -39,14 +57,32 @@ fn values_carry_units() {
     .unwrap();
     assert_eq!(config.storage.journal_bytes, ByteSize(1 << 30));
     assert_eq!(config.log.retention_time, Maybe(Some(Span(36 * 3_600_000))));
-    assert_eq!(config.log.retention_bytes, Maybe(Some(ByteSize(10_000_000))));
+    assert_eq!(
+        config.log.retention_bytes,
+        Maybe(Some(ByteSize(10_000_000)))
+    );
     assert_eq!(config.listen.handshake_timeout, Span(250));
-    assert_eq!(from_text("[log]\nretention_time = 'none'\n").unwrap().log.retention_time, Maybe(None));
+    assert_eq!(
+        from_text("[log]\nretention_time = 'none'\n")
+            .unwrap()
+            .log
+            .retention_time,
+        Maybe(None)
+    );
 }
 
 #[test]
 fn every_printed_value_parses_to_itself() {
-    for size in [0, 1, 1000, 1024, 1_048_588, 64 << 20, (1 << 31) - 1, 3 << 40] {
+    for size in [
+        0,
+        1,
+        1000,
+        1024,
+        1_048_588,
+        64 << 20,
+        (1 << 31) - 1,
+        3 << 40,
+    ] {
         assert_eq!(ByteSize(size).to_string().parse(), Ok(ByteSize(size)));
     }
     for span in [0, 1, 999, 1000, 90_000, 3_600_000, 86_400_000 * 7] {
@@ -58,7 +94,11 @@ fn every_printed_value_parses_to_itself() {
 fn environment_goes_over_the_file_and_flags_over_both() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("broker.toml");
-    std::fs::write(&path, "[broker]\nid = 2\nrack = 'file'\n[storage]\ndata_dir = 'file'\n").unwrap();
+    std::fs::write(
+        &path,
+        "[broker]\nid = 2\nrack = 'file'\n[storage]\ndata_dir = 'file'\n",
+    )
+    .unwrap();
     let environment = [
         ("TIMBERLINE_BROKER__RACK", "env"),
         ("TIMBERLINE_STORAGE__DATA_DIR", "env"),
@@ -76,8 +116,13 @@ fn environment_goes_over_the_file_and_flags_over_both() {
     assert_eq!(config.storage.data_dir, PathBuf::from("flag"));
 
     let typo = [("TIMBERLINE_BROKER__RAKC".to_owned(), "x".to_owned())];
-    let error = load(None, typo, &Overrides::default()).unwrap_err().to_string();
-    assert!(error.contains("TIMBERLINE_BROKER__RAKC") && error.contains("broker.rack"), "{error}");
+    let error = load(None, typo, &Overrides::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("TIMBERLINE_BROKER__RAKC") && error.contains("broker.rack"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -87,7 +132,10 @@ fn an_open_listener_without_tls_needs_consent() {
         ..Overrides::default()
     };
     let error = load(None, [], &overrides).unwrap_err().to_string();
-    assert!(error.contains("listen.grpc") && error.contains("insecure"), "{error}");
+    assert!(
+        error.contains("listen.grpc") && error.contains("insecure"),
+        "{error}"
+    );
     let consent = [("TIMBERLINE_LISTEN__INSECURE".to_owned(), "true".to_owned())];
     load(None, consent, &overrides).unwrap();
 }
@@ -96,33 +144,63 @@ fn an_open_listener_without_tls_needs_consent() {
 fn values_that_contradict_each_other_are_refused() {
     let set = |pairs: &[(&str, &str)]| {
         let overrides = Overrides {
-            set: pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            set: pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
             ..Overrides::default()
         };
         load(None, [], &overrides).map_err(|error| error.to_string())
     };
-    assert!(set(&[("log.max_message_bytes", "32MiB")]).unwrap_err().contains("message_bytes_max"));
-    assert!(set(&[("limits.message_bytes_max", "64MiB")]).unwrap_err().contains("in_flight"));
-    assert!(set(&[("listen.grpc_advertise", "nowhere")]).unwrap_err().contains("HOST:PORT"));
+    assert!(
+        set(&[("log.max_message_bytes", "32MiB")])
+            .unwrap_err()
+            .contains("message_bytes_max")
+    );
+    assert!(
+        set(&[("limits.message_bytes_max", "64MiB")])
+            .unwrap_err()
+            .contains("in_flight")
+    );
+    assert!(
+        set(&[("listen.grpc_advertise", "nowhere")])
+            .unwrap_err()
+            .contains("HOST:PORT")
+    );
     assert!(set(&[("listen.grpc_advertise", "broker-1.local:7071")]).is_ok());
     assert!(set(&[("nonsense", "1")]).unwrap_err().contains("nonsense"));
 }
 
 #[test]
 fn arbitrary_text_never_panics() {
-    for text in ["\u{0}", "[a.b.c]\nd=1", "[[broker]]\nid=1", "broker=1", "[broker]\nid=1.5e300", "[broker]\nid=0x_", "é=é", "[broker]\nid=-9223372036854775809"] {
+    for text in [
+        "\u{0}",
+        "[a.b.c]\nd=1",
+        "[[broker]]\nid=1",
+        "broker=1",
+        "[broker]\nid=1.5e300",
+        "[broker]\nid=0x_",
+        "é=é",
+        "[broker]\nid=-9223372036854775809",
+    ] {
         assert!(from_text(text).is_err(), "{text:?}");
     }
 }
 
 /// Compares a file of the repository with what it is made from; `UPDATE_DOCS=1` writes it.
 fn file_is(path: &str, expected: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path);
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, expected).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == expected, "{} has drifted; run the tests with UPDATE_DOCS=1", path.display());
+    assert!(
+        found == expected,
+        "{} has drifted; run the tests with UPDATE_DOCS=1",
+        path.display()
+    );
 }
 
 #[test]

@@ -48,12 +48,14 @@ impl Solo {
         };
         // Log-start changes have their own reserve: they are what frees space.
         if !matches!(entry, Entry::LogStart(_)) {
-            self.log.reserve(payload_bytes as u64 + ENTRY_OVERHEAD_BYTES)?;
+            self.log
+                .reserve(payload_bytes as u64 + ENTRY_OVERHEAD_BYTES)?;
         }
         match entry {
             Entry::Batch(batch) => self.log.append_batch(self.term, batch, now_ms),
             Entry::Command(payload) => {
-                self.log.append(self.term, EntryKind::Command, payload.clone(), now_ms)
+                self.log
+                    .append(self.term, EntryKind::Command, payload.clone(), now_ms)
             }
             Entry::LogStart(offset) => self.log.append_log_start(self.term, *offset, now_ms),
         }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::admin_service_server::AdminService;
 use timberline_proto::v1::{
-    AddPartitionsRequest, AddPartitionsResponse, AlterConfigRequest, AlterConfigResponse, BrokerStatus,
-    ClusterInfoRequest, ClusterInfoResponse, ConfigEntry, ConfigSource, CreateTopicRequest, CreateTopicResponse,
-    DeleteTopicRequest, DeleteTopicResponse, DescribeConfigRequest, DescribeConfigResponse,
-    DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse, OffsetRange,
-    PartitionState, TopicInfo, TrimPartition, TrimResult, TrimTopicRequest, TrimTopicResponse,
+    AddPartitionsRequest, AddPartitionsResponse, AlterConfigRequest, AlterConfigResponse,
+    BrokerStatus, ClusterInfoRequest, ClusterInfoResponse, ConfigEntry, ConfigSource,
+    CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
+    DescribeConfigRequest, DescribeConfigResponse, DescribeTopicRequest, DescribeTopicResponse,
+    ListTopicsRequest, ListTopicsResponse, OffsetRange, PartitionState, TopicInfo, TrimPartition,
+    TrimResult, TrimTopicRequest, TrimTopicResponse,
 };
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
@@ -34,24 +35,34 @@ impl AdminService for Services {
         &self,
         request: Request<CreateTopicRequest>,
     ) -> Result<Response<CreateTopicResponse>, Status> {
-        self.call("CreateTopic", Operation::Create, request, async |core, request| {
-            let new = NewTopic {
-                name: &request.name,
-                partitions: request.partitions,
-                replication_factor: request.replication_factor,
-                config: &request.config,
-                id: Uuid::new_v4(),
-                now_ms: clock::now_ms(),
-            };
-            let bounds = &core.metadata.bounds;
-            if request.validate_only {
-                core.metadata.check_only(|table| plan::create_topic(table, &new, bounds))?;
-                return Ok(CreateTopicResponse::default());
-            }
-            let change = core.metadata.change(&request.request_id, |table| plan::create_topic(table, &new, bounds));
-            let id = change.await?;
-            Ok(CreateTopicResponse { topic: info_by_id(core, id) })
-        })
+        self.call(
+            "CreateTopic",
+            Operation::Create,
+            request,
+            async |core, request| {
+                let new = NewTopic {
+                    name: &request.name,
+                    partitions: request.partitions,
+                    replication_factor: request.replication_factor,
+                    config: &request.config,
+                    id: Uuid::new_v4(),
+                    now_ms: clock::now_ms(),
+                };
+                let bounds = &core.metadata.bounds;
+                if request.validate_only {
+                    core.metadata
+                        .check_only(|table| plan::create_topic(table, &new, bounds))?;
+                    return Ok(CreateTopicResponse::default());
+                }
+                let change = core.metadata.change(&request.request_id, |table| {
+                    plan::create_topic(table, &new, bounds)
+                });
+                let id = change.await?;
+                Ok(CreateTopicResponse {
+                    topic: info_by_id(core, id),
+                })
+            },
+        )
         .await
     }
 
@@ -59,15 +70,23 @@ impl AdminService for Services {
         &self,
         request: Request<DeleteTopicRequest>,
     ) -> Result<Response<DeleteTopicResponse>, Status> {
-        self.call("DeleteTopic", Operation::Delete, request, async |core, request| {
-            let plan = |table: &_| plan::delete_topic(plan::resolve(table, request.topic.as_ref())?);
-            if request.validate_only {
-                core.metadata.check_only(plan)?;
-                return Ok(DeleteTopicResponse::default());
-            }
-            let id = core.metadata.change(&request.request_id, plan).await?;
-            Ok(DeleteTopicResponse { topic_id: id_bytes(id) })
-        })
+        self.call(
+            "DeleteTopic",
+            Operation::Delete,
+            request,
+            async |core, request| {
+                let plan =
+                    |table: &_| plan::delete_topic(plan::resolve(table, request.topic.as_ref())?);
+                if request.validate_only {
+                    core.metadata.check_only(plan)?;
+                    return Ok(DeleteTopicResponse::default());
+                }
+                let id = core.metadata.change(&request.request_id, plan).await?;
+                Ok(DeleteTopicResponse {
+                    topic_id: id_bytes(id),
+                })
+            },
+        )
         .await
     }
 
@@ -75,18 +94,25 @@ impl AdminService for Services {
         &self,
         request: Request<AddPartitionsRequest>,
     ) -> Result<Response<AddPartitionsResponse>, Status> {
-        self.call("AddPartitions", Operation::Alter, request, async |core, request| {
-            let plan = |table: &_| {
-                let topic = plan::resolve(table, request.topic.as_ref())?;
-                plan::add_partitions(table, topic, request.total, &core.metadata.bounds)
-            };
-            if request.validate_only {
-                core.metadata.check_only(plan)?;
-                return Ok(AddPartitionsResponse::default());
-            }
-            let id = core.metadata.change(&request.request_id, plan).await?;
-            Ok(AddPartitionsResponse { topic: info_by_id(core, id) })
-        })
+        self.call(
+            "AddPartitions",
+            Operation::Alter,
+            request,
+            async |core, request| {
+                let plan = |table: &_| {
+                    let topic = plan::resolve(table, request.topic.as_ref())?;
+                    plan::add_partitions(table, topic, request.total, &core.metadata.bounds)
+                };
+                if request.validate_only {
+                    core.metadata.check_only(plan)?;
+                    return Ok(AddPartitionsResponse::default());
+                }
+                let id = core.metadata.change(&request.request_id, plan).await?;
+                Ok(AddPartitionsResponse {
+                    topic: info_by_id(core, id),
+                })
+            },
+        )
         .await
     }
 
@@ -94,22 +120,30 @@ impl AdminService for Services {
         &self,
         request: Request<TrimTopicRequest>,
     ) -> Result<Response<TrimTopicResponse>, Status> {
-        self.call("TrimTopic", Operation::Delete, request, async |core, request| {
-            plan::check_request_id(&request.request_id)?;
-            let topic = core.directory.resolve(request.topic.as_ref())?;
-            if request.partitions.len() > topic.partition_count() {
-                return Err(ApiError::invalid("partitions", "more partitions than the topic has"));
-            }
-            let mut waiting = Vec::with_capacity(request.partitions.len());
-            for item in &request.partitions {
-                waiting.push(start_trim(core, &topic, item, request.validate_only));
-            }
-            let mut results = Vec::with_capacity(waiting.len());
-            for (item, started) in request.partitions.iter().zip(waiting) {
-                results.push(finish_trim(&topic, item.partition, started).await);
-            }
-            Ok(TrimTopicResponse { results })
-        })
+        self.call(
+            "TrimTopic",
+            Operation::Delete,
+            request,
+            async |core, request| {
+                plan::check_request_id(&request.request_id)?;
+                let topic = core.topic(Operation::Delete, request.topic.as_ref())?;
+                if request.partitions.len() > topic.partition_count() {
+                    return Err(ApiError::invalid(
+                        "partitions",
+                        "more partitions than the topic has",
+                    ));
+                }
+                let mut waiting = Vec::with_capacity(request.partitions.len());
+                for item in &request.partitions {
+                    waiting.push(start_trim(core, &topic, item, request.validate_only));
+                }
+                let mut results = Vec::with_capacity(waiting.len());
+                for (item, started) in request.partitions.iter().zip(waiting) {
+                    results.push(finish_trim(&topic, item.partition, started).await);
+                }
+                Ok(TrimTopicResponse { results })
+            },
+        )
         .await
     }
 
@@ -117,12 +151,23 @@ impl AdminService for Services {
         &self,
         request: Request<ListTopicsRequest>,
     ) -> Result<Response<ListTopicsResponse>, Status> {
-        self.call("ListTopics", Operation::Describe, request, async |core, request| {
-            let table = core.metadata.table();
-            let shown = |topic: &&Arc<Topic>| request.include_internal || !is_internal(&topic.name);
-            let topics = table.topics().filter(shown).map(|topic| topic_info(core, topic));
-            Ok(ListTopicsResponse { topics: topics.collect() })
-        })
+        self.call(
+            "ListTopics",
+            Operation::Describe,
+            request,
+            async |core, request| {
+                let table = core.metadata.table();
+                let shown =
+                    |topic: &&Arc<Topic>| request.include_internal || !is_internal(&topic.name);
+                let topics = table
+                    .topics()
+                    .filter(shown)
+                    .map(|topic| topic_info(core, topic));
+                Ok(ListTopicsResponse {
+                    topics: topics.collect(),
+                })
+            },
+        )
         .await
     }
 
@@ -130,15 +175,23 @@ impl AdminService for Services {
         &self,
         request: Request<DescribeTopicRequest>,
     ) -> Result<Response<DescribeTopicResponse>, Status> {
-        self.call("DescribeTopic", Operation::Describe, request, async |core, request| {
-            let topic = plan::resolve(&core.metadata.table(), request.topic.as_ref())?.clone();
-            let handle = core.directory.by_id(topic.id).ok_or_else(|| plan::unknown_topic(topic.id))?;
-            Ok(DescribeTopicResponse {
-                topic: Some(topic_info(core, &topic)),
-                partitions: partition_states(&handle),
-                config: config_entries(core, &topic),
-            })
-        })
+        self.call(
+            "DescribeTopic",
+            Operation::Describe,
+            request,
+            async |core, request| {
+                let topic = plan::resolve(&core.metadata.table(), request.topic.as_ref())?.clone();
+                let handle = core
+                    .directory
+                    .by_id(topic.id)
+                    .ok_or_else(|| plan::unknown_topic(topic.id))?;
+                Ok(DescribeTopicResponse {
+                    topic: Some(topic_info(core, &topic)),
+                    partitions: partition_states(&handle),
+                    config: config_entries(core, &topic),
+                })
+            },
+        )
         .await
     }
 
@@ -146,10 +199,17 @@ impl AdminService for Services {
         &self,
         request: Request<DescribeConfigRequest>,
     ) -> Result<Response<DescribeConfigResponse>, Status> {
-        self.call("DescribeConfig", Operation::Describe, request, async |core, request| {
-            let topic = plan::resolve(&core.metadata.table(), request.topic.as_ref())?.clone();
-            Ok(DescribeConfigResponse { entries: config_entries(core, &topic) })
-        })
+        self.call(
+            "DescribeConfig",
+            Operation::Describe,
+            request,
+            async |core, request| {
+                let topic = plan::resolve(&core.metadata.table(), request.topic.as_ref())?.clone();
+                Ok(DescribeConfigResponse {
+                    entries: config_entries(core, &topic),
+                })
+            },
+        )
         .await
     }
 
@@ -157,20 +217,27 @@ impl AdminService for Services {
         &self,
         request: Request<AlterConfigRequest>,
     ) -> Result<Response<AlterConfigResponse>, Status> {
-        self.call("AlterConfig", Operation::Alter, request, async |core, request| {
-            let plan = |table: &_| {
-                let topic = plan::resolve(table, request.topic.as_ref())?;
-                plan::alter_config(topic, &request.changes, &core.metadata.bounds)
-            };
-            if request.validate_only {
-                core.metadata.check_only(plan)?;
-                return Ok(AlterConfigResponse::default());
-            }
-            let id = core.metadata.change(&request.request_id, plan).await?;
-            let topic = core.metadata.table().topic(id).cloned();
-            let entries = topic.map(|topic| config_entries(core, &topic)).unwrap_or_default();
-            Ok(AlterConfigResponse { entries })
-        })
+        self.call(
+            "AlterConfig",
+            Operation::Alter,
+            request,
+            async |core, request| {
+                let plan = |table: &_| {
+                    let topic = plan::resolve(table, request.topic.as_ref())?;
+                    plan::alter_config(topic, &request.changes, &core.metadata.bounds)
+                };
+                if request.validate_only {
+                    core.metadata.check_only(plan)?;
+                    return Ok(AlterConfigResponse::default());
+                }
+                let id = core.metadata.change(&request.request_id, plan).await?;
+                let topic = core.metadata.table().topic(id).cloned();
+                let entries = topic
+                    .map(|topic| config_entries(core, &topic))
+                    .unwrap_or_default();
+                Ok(AlterConfigResponse { entries })
+            },
+        )
         .await
     }
 
@@ -178,26 +245,34 @@ impl AdminService for Services {
         &self,
         request: Request<ClusterInfoRequest>,
     ) -> Result<Response<ClusterInfoResponse>, Status> {
-        self.call("ClusterInfo", Operation::Describe, request, async |core, _| {
-            let table = core.metadata.table();
-            let cluster = cluster_info(core, &table);
-            let stats = core.store.stats();
-            let brokers = cluster.brokers.iter().filter(|broker| broker.broker_id == core.config.broker.id);
-            let brokers = brokers.map(|broker| BrokerStatus {
-                broker: Some(broker.clone()),
-                disk_free_bytes: stats.disk_free_bytes as i64,
-                disk_total_bytes: stats.disk_total_bytes as i64,
-                log_size_bytes: stats.log_bytes as i64,
-                uptime_ms: core.started.elapsed().as_millis() as i64,
-                writable: core.store.poisoned().is_none(),
-            });
-            Ok(ClusterInfoResponse {
-                brokers: brokers.collect(),
-                topics: table.topic_count() as i32,
-                partitions: table.partition_count() as i32,
-                cluster: Some(cluster),
-            })
-        })
+        self.call(
+            "ClusterInfo",
+            Operation::Describe,
+            request,
+            async |core, _| {
+                let table = core.metadata.table();
+                let cluster = cluster_info(core, &table);
+                let stats = core.store.stats();
+                let brokers = cluster
+                    .brokers
+                    .iter()
+                    .filter(|broker| broker.broker_id == core.config.broker.id);
+                let brokers = brokers.map(|broker| BrokerStatus {
+                    broker: Some(broker.clone()),
+                    disk_free_bytes: stats.disk_free_bytes.unwrap_or(0) as i64,
+                    disk_total_bytes: stats.disk_total_bytes.unwrap_or(0) as i64,
+                    log_size_bytes: stats.log_bytes as i64,
+                    uptime_ms: core.started.elapsed().as_millis() as i64,
+                    writable: core.store.poisoned().is_none(),
+                });
+                Ok(ClusterInfoResponse {
+                    brokers: brokers.collect(),
+                    topics: table.topic_count() as i32,
+                    partitions: table.partition_count() as i32,
+                    cluster: Some(cluster),
+                })
+            },
+        )
         .await
     }
 }
@@ -214,10 +289,17 @@ fn start_trim(core: &Core, topic: &TopicHandle, item: &TrimPartition, check_only
     let partition = topic.partition(item.partition)?;
     partition.check_open()?;
     let log = &partition.log;
-    if item.before_offset.is_some_and(|before| before < 0 || before > log.high_watermark()) {
+    if item
+        .before_offset
+        .is_some_and(|before| before < 0 || before > log.high_watermark())
+    {
         return Err(ApiError::new(
             Reason::OffsetOutOfRange,
-            format!("before_offset is not in {}..={}", log.log_start(), log.high_watermark()),
+            format!(
+                "before_offset is not in {}..={}",
+                log.log_start(),
+                log.high_watermark()
+            ),
         )
         .with("log_start", log.log_start())
         .with("high_watermark", log.high_watermark()));
@@ -248,7 +330,9 @@ async fn finish_trim(topic: &TopicHandle, number: i32, started: Trim) -> TrimRes
     };
     TrimResult {
         partition: number,
-        log_start_offset: topic.partition(number).map_or(0, |partition| partition.log.log_start()),
+        log_start_offset: topic
+            .partition(number)
+            .map_or(0, |partition| partition.log.log_start()),
         error: outcome.err().map(|error| error.to_item()),
     }
 }

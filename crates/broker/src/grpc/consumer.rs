@@ -7,8 +7,8 @@ use futures::Stream;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::consumer_service_server::ConsumerService;
 use timberline_proto::v1::{
-    FetchOnceRequest, FetchOnceResponse, FetchRequest, FetchResponse, ListOffsetsItem, ListOffsetsRequest,
-    ListOffsetsResponse, ListOffsetsResult, list_offsets_item,
+    FetchOnceRequest, FetchOnceResponse, FetchRequest, FetchResponse, ListOffsetsItem,
+    ListOffsetsRequest, ListOffsetsResponse, ListOffsetsResult, list_offsets_item,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,9 +39,12 @@ impl ConsumerService for Services {
         &self,
         request: Request<FetchOnceRequest>,
     ) -> Result<Response<FetchOnceResponse>, Status> {
-        self.call("FetchOnce", Operation::Read, request, async |core, request| {
-            fetch_once::fetch_once(core, request).await
-        })
+        self.call(
+            "FetchOnce",
+            Operation::Read,
+            request,
+            async |core, request| fetch_once::fetch_once(core, request).await,
+        )
         .await
     }
 
@@ -49,19 +52,27 @@ impl ConsumerService for Services {
         &self,
         request: Request<ListOffsetsRequest>,
     ) -> Result<Response<ListOffsetsResponse>, Status> {
-        self.call("ListOffsets", Operation::Describe, request, async |core, request| {
-            if request.items.len() > LIST_ITEMS_MAX {
-                return Err(ApiError::invalid("items", format!("a call carries at most {LIST_ITEMS_MAX} items")));
-            }
-            let core = Arc::clone(core);
-            // Looking a time up reads segments.
-            let results = blocking(move || {
-                let answer = |item| list_one(&core, item);
-                request.items.into_iter().map(answer).collect()
-            })
-            .await?;
-            Ok(ListOffsetsResponse { results })
-        })
+        self.call(
+            "ListOffsets",
+            Operation::Describe,
+            request,
+            async |core, request| {
+                if request.items.len() > LIST_ITEMS_MAX {
+                    return Err(ApiError::invalid(
+                        "items",
+                        format!("a call carries at most {LIST_ITEMS_MAX} items"),
+                    ));
+                }
+                let core = Arc::clone(core);
+                // Looking a time up reads segments.
+                let results = blocking(move || {
+                    let answer = |item| list_one(&core, item);
+                    request.items.into_iter().map(answer).collect()
+                })
+                .await?;
+                Ok(ListOffsetsResponse { results })
+            },
+        )
         .await
     }
 }
@@ -77,7 +88,7 @@ fn list_one(core: &Core, item: ListOffsetsItem) -> ListOffsetsResult {
 
 fn look_up(core: &Core, item: ListOffsetsItem) -> Result<ListOffsetsResult, ApiError> {
     use list_offsets_item::At;
-    let topic = core.directory.resolve(item.topic.as_ref())?;
+    let topic = core.topic(Operation::Describe, item.topic.as_ref())?;
     let partition = topic.partition(item.partition)?;
     partition.check_open()?;
     let log = &partition.log;
@@ -87,8 +98,17 @@ fn look_up(core: &Core, item: ListOffsetsItem) -> Result<ListOffsetsResult, ApiE
         Some(At::TimestampMs(time)) => log
             .offset_for_time(time)
             .map_err(|error| errors::from_storage(&error))?
-            .map_or_else(|| (log.high_watermark(), None), |(offset, found)| (offset, Some(found))),
-        _ => return Err(ApiError::new(Reason::InvalidArgument, "set one of earliest, latest and timestamp_ms").with_field("at")),
+            .map_or_else(
+                || (log.high_watermark(), None),
+                |(offset, found)| (offset, Some(found)),
+            ),
+        _ => {
+            return Err(ApiError::new(
+                Reason::InvalidArgument,
+                "set one of earliest, latest and timestamp_ms",
+            )
+            .with_field("at"));
+        }
     };
     Ok(ListOffsetsResult {
         topic_id: id_bytes(topic.id),

@@ -12,6 +12,7 @@ use timberline_storage::{Cursor, Log};
 use tokio::time::{Instant, timeout_at};
 
 use super::{blocking, convert};
+use crate::auth::Operation;
 use crate::core::Core;
 use crate::errors;
 use crate::lifecycle::Phase;
@@ -62,7 +63,7 @@ pub(super) async fn fetch_once(
     request: FetchOnceRequest,
 ) -> Result<FetchOnceResponse, ApiError> {
     let wanted = wanted(&request)?;
-    let topic = core.directory.resolve(request.topic.as_ref())?;
+    let topic = core.topic(Operation::Read, request.topic.as_ref())?;
     let partition = topic.partition(request.partition)?;
     wait_for_records(core, &partition, &wanted).await?;
     let log = Arc::clone(&partition.log);
@@ -71,7 +72,10 @@ pub(super) async fn fetch_once(
     let (records, next_offset) = blocking(move || collect(&log, &wanted, &limits)).await??;
     core.metrics.sent(
         records.len() as u64,
-        records.iter().map(|record| record.encoded_len() as u64).sum(),
+        records
+            .iter()
+            .map(|record| record.encoded_len() as u64)
+            .sum(),
     );
     Ok(FetchOnceResponse {
         records,
@@ -82,7 +86,11 @@ pub(super) async fn fetch_once(
 }
 
 /// Waits until there is something at the offset, or the deadline has passed.
-async fn wait_for_records(core: &Core, partition: &Partition, wanted: &Wanted) -> Result<(), ApiError> {
+async fn wait_for_records(
+    core: &Core,
+    partition: &Partition,
+    wanted: &Wanted,
+) -> Result<(), ApiError> {
     let draining = core.lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
     loop {
@@ -106,7 +114,11 @@ async fn wait_for_records(core: &Core, partition: &Partition, wanted: &Wanted) -
 }
 
 /// Records from the offset on, within the bounds; the first comes whatever its size.
-fn collect(log: &Arc<Log>, wanted: &Wanted, limits: &Limits) -> Result<(Vec<Record>, i64), ApiError> {
+fn collect(
+    log: &Arc<Log>,
+    wanted: &Wanted,
+    limits: &Limits,
+) -> Result<(Vec<Record>, i64), ApiError> {
     let mut cursor = log.cursor(wanted.offset);
     let mut page = Page {
         records: Vec::new(),
@@ -152,7 +164,9 @@ impl Page {
             self.next_offset = batch.header().next_offset();
             return Ok(false);
         }
-        let records = batch.records(limits).map_err(|error| errors::from_record(&error))?;
+        let records = batch
+            .records(limits)
+            .map_err(|error| errors::from_record(&error))?;
         for record in records {
             let record = record.map_err(|error| errors::from_record(&error))?;
             if record.offset < wanted.offset {

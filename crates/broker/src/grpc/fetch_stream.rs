@@ -14,8 +14,8 @@ use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::{
-    FetchAssign, FetchData, FetchFailure, FetchGoAway, FetchHello, FetchHelloAck, FetchProgress, FetchRemove,
-    FetchRequest, FetchResponse, fetch_request, fetch_response,
+    FetchAssign, FetchData, FetchFailure, FetchGoAway, FetchHello, FetchHelloAck, FetchProgress,
+    FetchRemove, FetchRequest, FetchResponse, fetch_request, fetch_response,
 };
 use timberline_storage::{ColdRead, Cursor, Error as StorageError, ReadOutcome};
 use tonic::{Status, Streaming};
@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::convert;
 use super::produce_stream::{check_version, inbound_error, our_hello};
+use crate::auth::Operation;
 use crate::core::Core;
 use crate::errors;
 use crate::lifecycle::{Active, Phase};
@@ -54,6 +55,8 @@ enum Turn {
     /// Caught up; a message if the client does not know yet.
     Waiting(Option<FetchResponse>),
     Cold(ColdRead),
+    /// There is something, but no credit.
+    Parked,
     /// Moved on while it was looked at.
     Again,
     Failed(ApiError),
@@ -75,6 +78,8 @@ pub(super) struct FetchStream {
     by_partition: HashMap<(Uuid, i32), Key>,
     /// Assignments that may have something, each at most once.
     line: VecDeque<Key>,
+    /// Assignments that have something and wait for credit.
+    parked: Vec<Key>,
     /// Assignments whose cold read waits for one under way to end.
     cold_line: VecDeque<(Key, ColdRead)>,
     cold: FuturesUnordered<ColdFuture>,
@@ -105,6 +110,7 @@ impl FetchStream {
             assigned: HashMap::new(),
             by_partition: HashMap::new(),
             line: VecDeque::new(),
+            parked: Vec::new(),
             cold_line: VecDeque::new(),
             cold: FuturesUnordered::new(),
             signal: Signal::new(),
@@ -119,6 +125,7 @@ impl FetchStream {
         self.ended = Some(status.map(Box::new));
         self.assigned.clear();
         self.line.clear();
+        self.parked.clear();
         self.cold_line.clear();
     }
 
@@ -130,6 +137,9 @@ impl FetchStream {
             (true, Some(Kind::Remove(remove))) => self.remove(&remove),
             (true, Some(Kind::GrantBytes(bytes))) if bytes >= 0 => {
                 self.credit = self.credit.saturating_add(bytes);
+                if self.credit > 0 {
+                    self.line.extend(self.parked.drain(..));
+                }
             }
             (true, Some(Kind::GrantBytes(_))) => {
                 let error = ApiError::invalid("grant_bytes", "a grant is not negative");
@@ -140,11 +150,15 @@ impl FetchStream {
                 self.end(Some(error.to_status()));
             }
             (true, Some(Kind::Hello(_))) => {
-                let error = ApiError::new(Reason::HandshakeRequired, "a second hello on one stream");
+                let error =
+                    ApiError::new(Reason::HandshakeRequired, "a second hello on one stream");
                 self.end(Some(error.to_status()));
             }
             (false, _) => {
-                let error = ApiError::new(Reason::HandshakeRequired, "the stream's first message must be a hello");
+                let error = ApiError::new(
+                    Reason::HandshakeRequired,
+                    "the stream's first message must be a hello",
+                );
                 self.end(Some(error.to_status()));
             }
         }
@@ -159,26 +173,30 @@ impl FetchStream {
             self.message_bytes = hello.max_response_bytes.min(MESSAGE_BYTES_MAX);
         }
         self.greeted = true;
-        self.ready.push_back(respond(fetch_response::Kind::Hello(FetchHelloAck {
-            hello: Some(our_hello(&self.core)),
-            max_response_bytes: self.message_bytes,
-        })));
+        self.ready
+            .push_back(respond(fetch_response::Kind::Hello(FetchHelloAck {
+                hello: Some(our_hello(&self.core)),
+                max_response_bytes: self.message_bytes,
+            })));
     }
 
     fn assign(&mut self, assign: FetchAssign) {
         match self.try_assign(&assign) {
             Ok(()) => {}
-            Err(error) => self.ready.push_back(respond(fetch_response::Kind::Failure(FetchFailure {
-                topic_id: assign.topic_id,
-                partition: assign.partition,
-                assignment_id: assign.assignment_id,
-                error: Some(error.to_item()),
-            }))),
+            Err(error) => {
+                self.ready
+                    .push_back(respond(fetch_response::Kind::Failure(FetchFailure {
+                        topic_id: assign.topic_id,
+                        partition: assign.partition,
+                        assignment_id: assign.assignment_id,
+                        error: Some(error.to_item()),
+                    })))
+            }
         }
     }
 
     fn try_assign(&mut self, assign: &FetchAssign) -> Result<(), ApiError> {
-        let topic = self.core.directory.by_id_bytes(&assign.topic_id)?;
+        let topic = self.core.topic_by_id(Operation::Read, &assign.topic_id)?;
         let partition = topic.partition(assign.partition)?;
         partition.check_open()?;
         if assign.offset < 0 {
@@ -190,7 +208,10 @@ impl FetchStream {
         }
         let max = self.core.config.limits.fetch_assignments_max;
         if self.assigned.len() >= max {
-            return Err(ApiError::new(Reason::Overloaded, format!("a stream has at most {max} assignments")));
+            return Err(ApiError::new(
+                Reason::Overloaded,
+                format!("a stream has at most {max} assignments"),
+            ));
         }
         let key = self.next_key;
         self.next_key += 1;
@@ -222,6 +243,7 @@ impl FetchStream {
     /// are most of it.
     fn forget(&mut self, key: Key) {
         self.assigned.remove(&key);
+        self.parked.retain(|other| *other != key);
         self.cold_line.retain(|(other, _)| *other != key);
         if self.line.len() > 2 * self.assigned.len() + 64 {
             self.line.retain(|key| self.assigned.contains_key(key));
@@ -230,7 +252,8 @@ impl FetchStream {
 
     fn fail(&mut self, key: Key, error: &ApiError) -> Option<FetchResponse> {
         let failed = self.assigned.remove(&key)?;
-        self.by_partition.remove(&(failed.partition.topic, failed.partition.number));
+        self.by_partition
+            .remove(&(failed.partition.topic, failed.partition.number));
         Some(respond(fetch_response::Kind::Failure(FetchFailure {
             topic_id: failed.topic_id,
             partition: failed.partition.number,
@@ -241,10 +264,12 @@ impl FetchStream {
 
     /// Serves assignments in turn until there is a message; `None` when nobody has anything now.
     fn serve(&mut self) -> Option<FetchResponse> {
-        while self.credit > 0 {
+        loop {
             let key = self.line.pop_front()?;
-            let max_bytes = self.credit.min(self.message_bytes) as usize;
-            let Some(assigned) = self.assigned.get_mut(&key) else { continue };
+            let max_bytes = self.credit.clamp(0, self.message_bytes) as usize;
+            let Some(assigned) = self.assigned.get_mut(&key) else {
+                continue;
+            };
             match assigned.turn(&self.signal, key, max_bytes, &mut self.credit, &self.core) {
                 Turn::Data(response) => {
                     self.line.push_back(key);
@@ -253,6 +278,7 @@ impl FetchStream {
                 Turn::Waiting(Some(response)) => return Some(response),
                 Turn::Waiting(None) => {}
                 Turn::Again => self.line.push_back(key),
+                Turn::Parked => self.parked.push(key),
                 Turn::Cold(read) => self.start_cold(key, read),
                 Turn::Failed(error) => {
                     if let Some(response) = self.fail(key, &error) {
@@ -261,7 +287,6 @@ impl FetchStream {
                 }
             }
         }
-        None
     }
 
     fn start_cold(&mut self, key: Key, read: ColdRead) {
@@ -297,28 +322,43 @@ impl FetchStream {
 
 impl Assigned {
     /// One look at the partition: data, or a registration for when there is some.
-    fn turn(&mut self, signal: &Arc<Signal>, key: Key, max_bytes: usize, credit: &mut i64, core: &Core) -> Turn {
+    fn turn(
+        &mut self,
+        signal: &Arc<Signal>,
+        key: Key,
+        max_bytes: usize,
+        credit: &mut i64,
+        core: &Core,
+    ) -> Turn {
         let partition = Arc::clone(&self.partition);
         if let Err(error) = partition.check_open() {
             return Turn::Failed(error);
         }
         let log = &partition.log;
+        let offset = self.cursor.offset();
+        if offset > log.end_offset() {
+            return Turn::Failed(errors::out_of_range(offset, log));
+        }
+        // At the high watermark, or above it but not behind the end: it will be there.
+        if offset >= log.high_watermark() {
+            return self.wait(signal, key);
+        }
+        if max_bytes == 0 {
+            return Turn::Parked;
+        }
         match log.read(&mut self.cursor, max_bytes) {
             Ok(ReadOutcome::Batches(batches)) if batches.is_empty() => self.wait(signal, key),
             Ok(ReadOutcome::Batches(batches)) => {
                 let bytes: usize = batches.iter().map(Bytes::len).sum();
-                let records = batches.iter().map(|batch| convert::record_count(batch)).sum();
+                let records = batches
+                    .iter()
+                    .map(|batch| convert::record_count(batch))
+                    .sum();
                 *credit -= bytes as i64;
                 core.metrics.sent(records, bytes as u64);
                 Turn::Data(self.data(batches))
             }
             Ok(ReadOutcome::Cold(read)) => Turn::Cold(read),
-            // Behind the high watermark, but not behind the end: it will be there.
-            Err(StorageError::OffsetOutOfRange { offset, log_start, .. })
-                if offset >= log_start && offset <= log.end_offset() =>
-            {
-                self.wait(signal, key)
-            }
             Err(error) => Turn::Failed(errors::from_storage(&error)),
         }
     }
@@ -350,13 +390,15 @@ impl Assigned {
             return Turn::Waiting(None);
         }
         self.told = Some(now);
-        Turn::Waiting(Some(respond(fetch_response::Kind::Progress(FetchProgress {
-            topic_id: self.topic_id.clone(),
-            partition: partition.number,
-            assignment_id: self.id,
-            high_watermark: now.0,
-            log_start_offset: now.1,
-        }))))
+        Turn::Waiting(Some(respond(fetch_response::Kind::Progress(
+            FetchProgress {
+                topic_id: self.topic_id.clone(),
+                partition: partition.number,
+                assignment_id: self.id,
+                high_watermark: now.0,
+                log_start_offset: now.1,
+            },
+        ))))
     }
 }
 
@@ -377,7 +419,10 @@ impl Stream for FetchStream {
                 this.drained = true;
                 this.end(None);
                 let reason = "this broker is shutting down".to_owned();
-                this.ready.push_back(respond(fetch_response::Kind::GoAway(FetchGoAway { reason })));
+                this.ready
+                    .push_back(respond(fetch_response::Kind::GoAway(FetchGoAway {
+                        reason,
+                    })));
                 continue;
             }
             let mut idle = true;

@@ -9,8 +9,8 @@ use prost::Message;
 use timberline_proto::error::ApiError;
 use timberline_proto::v1::metadata_service_server::MetadataService;
 use timberline_proto::v1::{
-    BrokerInfo, ClusterInfo, GetMetadataRequest, GetMetadataResponse, PartitionInfo, TopicInfo, TopicRef,
-    WatchMetadataRequest, WatchMetadataResponse,
+    BrokerInfo, ClusterInfo, GetMetadataRequest, GetMetadataResponse, PartitionInfo, TopicInfo,
+    TopicRef, WatchMetadataRequest, WatchMetadataResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -33,14 +33,20 @@ impl MetadataService for Services {
         &self,
         request: Request<GetMetadataRequest>,
     ) -> Result<Response<GetMetadataResponse>, Status> {
-        self.call("GetMetadata", Operation::Describe, request, async |core, request| {
-            check_count(&request.topics)?;
-            Ok(answer(core, &request.topics, request.no_topics))
-        })
+        self.call(
+            "GetMetadata",
+            Operation::Describe,
+            request,
+            async |core, request| {
+                check_count(&request.topics)?;
+                Ok(answer(core, &request.topics, request.no_topics))
+            },
+        )
         .await
     }
 
-    type WatchMetadataStream = Pin<Box<dyn Stream<Item = Result<WatchMetadataResponse, Status>> + Send>>;
+    type WatchMetadataStream =
+        Pin<Box<dyn Stream<Item = Result<WatchMetadataResponse, Status>> + Send>>;
 
     async fn watch_metadata(
         &self,
@@ -53,36 +59,44 @@ impl MetadataService for Services {
         let mut revisions = core.metadata.revisions();
         revisions.mark_changed();
         let state = (core, revisions, topics, None::<GetMetadataResponse>, active);
-        let stream = futures::stream::unfold(state, |(core, mut revisions, topics, mut last, active)| async move {
-            loop {
-                tokio::select! {
-                    changed = revisions.changed() => changed.ok()?,
-                    () = core.lifecycle.reached(Phase::Draining) => return None,
+        let stream = futures::stream::unfold(
+            state,
+            |(core, mut revisions, topics, mut last, active)| async move {
+                loop {
+                    tokio::select! {
+                        changed = revisions.changed() => changed.ok()?,
+                        () = core.lifecycle.reached(Phase::Draining) => return None,
+                    }
+                    if last.is_some() {
+                        tokio::time::sleep(WATCH_PAUSE).await;
+                    }
+                    let revision = *revisions.borrow_and_update();
+                    let metadata = answer(&core, &topics, false);
+                    if last.as_ref() == Some(&metadata) {
+                        continue;
+                    }
+                    last = Some(metadata.clone());
+                    let response = WatchMetadataResponse {
+                        revision,
+                        metadata: Some(metadata),
+                    };
+                    core.metrics
+                        .response_bytes
+                        .inc_by(response.encoded_len() as u64);
+                    return Some((Ok(response), (core, revisions, topics, last, active)));
                 }
-                if last.is_some() {
-                    tokio::time::sleep(WATCH_PAUSE).await;
-                }
-                let revision = *revisions.borrow_and_update();
-                let metadata = answer(&core, &topics, false);
-                if last.as_ref() == Some(&metadata) {
-                    continue;
-                }
-                last = Some(metadata.clone());
-                let response = WatchMetadataResponse {
-                    revision,
-                    metadata: Some(metadata),
-                };
-                core.metrics.response_bytes.inc_by(response.encoded_len() as u64);
-                return Some((Ok(response), (core, revisions, topics, last, active)));
-            }
-        });
+            },
+        );
         Ok(Response::new(Box::pin(stream)))
     }
 }
 
 fn check_count(topics: &[TopicRef]) -> Result<(), ApiError> {
     if topics.len() > TOPICS_MAX {
-        return Err(ApiError::invalid("topics", format!("a call names at most {TOPICS_MAX} topics")));
+        return Err(ApiError::invalid(
+            "topics",
+            format!("a call names at most {TOPICS_MAX} topics"),
+        ));
     }
     Ok(())
 }
@@ -97,7 +111,10 @@ fn answer(core: &Core, topics: &[TopicRef], no_topics: bool) -> GetMetadataRespo
         return response;
     }
     if topics.is_empty() {
-        response.topics = table.topics().map(|topic| topic_info(core, topic)).collect();
+        response.topics = table
+            .topics()
+            .map(|topic| topic_info(core, topic))
+            .collect();
         return response;
     }
     for reference in topics {
@@ -112,9 +129,18 @@ fn answer(core: &Core, topics: &[TopicRef], no_topics: bool) -> GetMetadataRespo
 /// The cluster as the table has it.
 pub(super) fn cluster_info(core: &Core, table: &Table) -> ClusterInfo {
     let me = core.config.broker.id;
-    let of_this_broker = |id: i32, text: &str| if id == me { text.to_owned() } else { String::new() };
+    let of_this_broker = |id: i32, text: &str| {
+        if id == me {
+            text.to_owned()
+        } else {
+            String::new()
+        }
+    };
     ClusterInfo {
-        cluster_id: table.cluster().map(|cluster| cluster.id.clone()).unwrap_or_default(),
+        cluster_id: table
+            .cluster()
+            .map(|cluster| cluster.id.clone())
+            .unwrap_or_default(),
         controller_id: Some(me),
         brokers: table
             .brokers()
@@ -134,17 +160,29 @@ pub(super) fn cluster_info(core: &Core, table: &Table) -> ClusterInfo {
 pub(super) fn topic_info(core: &Core, topic: &Topic) -> TopicInfo {
     let me = core.config.broker.id;
     let handle = core.directory.by_id(topic.id);
-    let partitions = topic.partitions.iter().enumerate().map(|(number, replicas)| {
-        let hosted = handle.as_ref().and_then(|handle| handle.partition(number as i32).ok());
-        let brokers: Vec<i32> = replicas.iter().map(|replica| replica.broker).collect();
-        PartitionInfo {
-            partition: number as i32,
-            leader_id: hosted.as_ref().map(|_| me),
-            leader_epoch: hosted.as_ref().map_or(0, |partition| partition.leader_epoch()),
-            in_sync: if hosted.is_some() { brokers.clone() } else { Vec::new() },
-            replicas: brokers,
-        }
-    });
+    let partitions = topic
+        .partitions
+        .iter()
+        .enumerate()
+        .map(|(number, replicas)| {
+            let hosted = handle
+                .as_ref()
+                .and_then(|handle| handle.partition(number as i32).ok());
+            let brokers: Vec<i32> = replicas.iter().map(|replica| replica.broker).collect();
+            PartitionInfo {
+                partition: number as i32,
+                leader_id: hosted.as_ref().map(|_| me),
+                leader_epoch: hosted
+                    .as_ref()
+                    .map_or(0, |partition| partition.leader_epoch()),
+                in_sync: if hosted.is_some() {
+                    brokers.clone()
+                } else {
+                    Vec::new()
+                },
+                replicas: brokers,
+            }
+        });
     TopicInfo {
         name: topic.name.clone(),
         topic_id: id_bytes(topic.id),

@@ -66,7 +66,9 @@ impl Services {
             Ok(_active) => work(&self.core, request).await,
             Err(error) => Err(error),
         };
-        let code = result.as_ref().map_or_else(|error| error.code, |_| Code::Ok);
+        let code = result
+            .as_ref()
+            .map_or_else(|error| error.code, |_| Code::Ok);
         metrics.answered(api, code, started.elapsed());
         match result {
             Ok(response) => {

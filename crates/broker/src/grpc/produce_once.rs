@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use timberline_proto::error::{ApiError, Reason};
-use timberline_proto::v1::{ProduceOnceRequest, ProduceOnceResponse, ProduceOnceResult, ProduceRecord};
+use timberline_proto::v1::{
+    ProduceOnceRequest, ProduceOnceResponse, ProduceOnceResult, ProduceRecord,
+};
 use timberline_record::{Batch, BatchBuilder, BatchOptions, ProducerStamp};
 use tokio::sync::oneshot;
 
 use super::convert;
 use super::produce_stream::too_large;
 use crate::ack::{Outcome, Ticket};
+use crate::auth::Operation;
 use crate::clock;
 use crate::core::Core;
 use crate::errors;
@@ -37,9 +40,12 @@ pub(super) async fn produce_once(
     request: ProduceOnceRequest,
 ) -> Result<ProduceOnceResponse, ApiError> {
     if request.records.is_empty() || request.records.len() > RECORDS_MAX {
-        return Err(ApiError::invalid("records", format!("a call carries 1 to {RECORDS_MAX} records")));
+        return Err(ApiError::invalid(
+            "records",
+            format!("a call carries 1 to {RECORDS_MAX} records"),
+        ));
     }
-    let topic = core.directory.resolve(request.topic.as_ref())?;
+    let topic = core.topic(Operation::Write, request.topic.as_ref())?;
     let stamp = stamp(&request)?;
     let mut results = vec![ProduceOnceResult::default(); request.records.len()];
     let mut by_partition: BTreeMap<i32, Vec<(usize, ProduceRecord)>> = BTreeMap::new();
@@ -51,10 +57,21 @@ pub(super) async fn produce_once(
     let mut sent = Vec::new();
     for (number, records) in by_partition {
         let partition = topic.partition(number)?;
-        send(core, &topic, &partition, records, stamp, &mut sent, &mut results);
+        send(
+            core,
+            &topic,
+            &partition,
+            records,
+            stamp,
+            &mut sent,
+            &mut results,
+        );
     }
     for batch in sent {
-        let outcome = batch.outcome.await.unwrap_or_else(|_| Err(Box::new(errors::gone())));
+        let outcome = batch
+            .outcome
+            .await
+            .unwrap_or_else(|_| Err(Box::new(errors::gone())));
         for (delta, at) in batch.records.into_iter().enumerate() {
             results[at].partition = batch.partition;
             match &outcome {
@@ -67,7 +84,11 @@ pub(super) async fn produce_once(
 }
 
 fn stamp(request: &ProduceOnceRequest) -> Result<Option<ProducerStamp>, ApiError> {
-    match (request.producer_id, request.producer_epoch, request.base_sequence) {
+    match (
+        request.producer_id,
+        request.producer_epoch,
+        request.base_sequence,
+    ) {
         (None, None, None) => Ok(None),
         (Some(id), Some(epoch), Some(base_sequence)) if request.partition.is_some() => {
             let epoch = i16::try_from(epoch)
@@ -75,7 +96,10 @@ fn stamp(request: &ProduceOnceRequest) -> Result<Option<ProducerStamp>, ApiError
                 .filter(|epoch| *epoch >= 0)
                 .ok_or_else(|| ApiError::invalid("producer_epoch", "an epoch is 0 to 32767"))?;
             if id < 0 || base_sequence < 0 {
-                return Err(ApiError::invalid("base_sequence", "producer id and sequence count from 0"));
+                return Err(ApiError::invalid(
+                    "base_sequence",
+                    "producer id and sequence count from 0",
+                ));
             }
             Ok(Some(ProducerStamp {
                 id,
@@ -149,7 +173,16 @@ fn send(
         // A sequence names one batch: it can't be split.
         if appended.is_err() && !builder.is_empty() && stamp.is_none() {
             let full = std::mem::replace(&mut builder, BatchBuilder::with_options(options));
-            dispatch(core, &config, partition, full, stamp, std::mem::take(&mut places), sent, results);
+            dispatch(
+                core,
+                &config,
+                partition,
+                full,
+                stamp,
+                std::mem::take(&mut places),
+                sent,
+                results,
+            );
             appended = builder.append(timestamp, key, value, &headers);
         }
         match appended {
@@ -163,13 +196,17 @@ fn send(
         }
     }
     if !builder.is_empty() {
-        dispatch(core, &config, partition, builder, stamp, places, sent, results);
+        dispatch(
+            core, &config, partition, builder, stamp, places, sent, results,
+        );
     }
 }
 
 fn limit_error(error: &timberline_record::Error, config: &TopicConfig) -> ApiError {
     match error {
-        timberline_record::Error::BatchTooLarge { size, .. } => too_large(*size, config.max_message_bytes),
+        timberline_record::Error::BatchTooLarge { size, .. } => {
+            too_large(*size, config.max_message_bytes)
+        }
         error if error.is_limit() => errors::from_record(error),
         error => ApiError::invalid("records", error.to_string()),
     }
@@ -181,7 +218,10 @@ fn fail(places: &[usize], error: &ApiError, results: &mut [ProduceOnceResult]) {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "one step of `send`, cut out for length")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one step of `send`, cut out for length"
+)]
 fn dispatch(
     core: &Arc<Core>,
     config: &TopicConfig,
@@ -239,7 +279,10 @@ mod tests {
             ("foobar", -790_332_482),
             ("a-little-bit-long-string", -985_981_536),
             ("a-little-bit-longer-string", -1_486_304_829),
-            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            (
+                "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
+                -58_897_971,
+            ),
             ("abc", 479_470_107),
         ] {
             assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");

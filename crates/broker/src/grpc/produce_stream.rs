@@ -20,6 +20,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::PROTOCOL_VERSION;
 use crate::ack::{AckSink, Answer, Ticket};
+use crate::auth::Operation;
 use crate::core::Core;
 use crate::errors;
 use crate::lifecycle::{Active, Phase};
@@ -108,11 +109,15 @@ impl ProduceStream {
                 self.end(Some(error.to_status()));
             }
             (State::Open, Some(Kind::Hello(_))) => {
-                let error = ApiError::new(Reason::HandshakeRequired, "a second hello on one stream");
+                let error =
+                    ApiError::new(Reason::HandshakeRequired, "a second hello on one stream");
                 self.end(Some(error.to_status()));
             }
             (_, _) => {
-                let error = ApiError::new(Reason::HandshakeRequired, "the stream's first message must be a hello");
+                let error = ApiError::new(
+                    Reason::HandshakeRequired,
+                    "the stream's first message must be a hello",
+                );
                 self.end(Some(error.to_status()));
             }
         }
@@ -124,12 +129,13 @@ impl ProduceStream {
         }
         let limits = &self.core.config.limits;
         self.state = State::Open;
-        self.ready.push_back(respond(produce_response::Kind::Hello(ProduceHello {
-            hello: Some(our_hello(&self.core)),
-            max_batch_bytes: limits.message_bytes_max.0 as i64,
-            max_in_flight_per_partition: IN_FLIGHT_PER_PARTITION,
-            max_in_flight_bytes: limits.stream_in_flight_bytes.0 as i64,
-        })));
+        self.ready
+            .push_back(respond(produce_response::Kind::Hello(ProduceHello {
+                hello: Some(our_hello(&self.core)),
+                max_batch_bytes: limits.message_bytes_max.0 as i64,
+                max_in_flight_per_partition: IN_FLIGHT_PER_PARTITION,
+                max_in_flight_bytes: limits.stream_in_flight_bytes.0 as i64,
+            })));
     }
 
     fn batch(&mut self, message: ProduceBatch) {
@@ -141,7 +147,8 @@ impl ProduceStream {
                 self.in_flight_bytes += bytes;
                 let records = u64::from(batch.header().record_count.unsigned_abs());
                 let replica = permit.partition().replica;
-                let ticket = Ticket::for_stream(&self.sink, message.correlation_id, permit, bytes, records);
+                let ticket =
+                    Ticket::for_stream(&self.sink, message.correlation_id, permit, bytes, records);
                 self.core.shards.submit(
                     replica,
                     Work::Batch {
@@ -152,25 +159,31 @@ impl ProduceStream {
                 );
             }
             Err(error) => {
-                self.core.metrics.committed(error.code, std::time::Duration::ZERO);
+                self.core
+                    .metrics
+                    .committed(error.code, std::time::Duration::ZERO);
                 tracing::debug!(%error, "batch refused");
-                self.ready.push_back(respond(produce_response::Kind::Failure(ProduceFailure {
-                    correlation_id: message.correlation_id,
-                    topic_id: message.topic_id,
-                    partition: message.partition,
-                    error: Some(error.to_item()),
-                })));
+                self.ready
+                    .push_back(respond(produce_response::Kind::Failure(ProduceFailure {
+                        correlation_id: message.correlation_id,
+                        topic_id: message.topic_id,
+                        partition: message.partition,
+                        error: Some(error.to_item()),
+                    })));
             }
         }
     }
 
     fn admit(&self, message: &ProduceBatch) -> Result<(Batch, Permit, bool), ApiError> {
-        let topic = self.core.directory.by_id_bytes(&message.topic_id)?;
+        let topic = self.core.topic_by_id(Operation::Write, &message.topic_id)?;
         let partition = topic.partition(message.partition)?;
         partition.check_open()?;
         let config = topic.config.load();
         let batch = check_batch(&self.core, &config, message.batch.clone())?;
-        let permit = self.core.budget.take(&partition, message.batch.len() as u64)?;
+        let permit = self
+            .core
+            .budget
+            .take(&partition, message.batch.len() as u64)?;
         Ok((batch, permit, config.log_append_time))
     }
 }
@@ -179,7 +192,11 @@ impl ProduceStream {
 ///
 /// # Errors
 /// `RECORD_TOO_LARGE`, `CORRUPT_BATCH`, `INVALID_ARGUMENT` for what clients may not send, `NOT_SUPPORTED`.
-pub(super) fn check_batch(core: &Core, config: &TopicConfig, bytes: bytes::Bytes) -> Result<Batch, ApiError> {
+pub(super) fn check_batch(
+    core: &Core,
+    config: &TopicConfig,
+    bytes: bytes::Bytes,
+) -> Result<Batch, ApiError> {
     let limit = config.max_message_bytes;
     if bytes.len() > limit {
         return Err(too_large(bytes.len(), limit));
@@ -187,13 +204,22 @@ pub(super) fn check_batch(core: &Core, config: &TopicConfig, bytes: bytes::Bytes
     let batch = Batch::parse(bytes).map_err(|error| errors::from_record(&error))?;
     let header = *batch.header();
     if header.is_control() {
-        return Err(ApiError::invalid("batch", "control batches are the broker's own"));
+        return Err(ApiError::invalid(
+            "batch",
+            "control batches are the broker's own",
+        ));
     }
     if header.is_transactional() {
-        return Err(ApiError::new(Reason::NotSupported, "transactions are not built yet"));
+        return Err(ApiError::new(
+            Reason::NotSupported,
+            "transactions are not built yet",
+        ));
     }
     if header.timestamp_type() == TimestampType::LogAppendTime {
-        return Err(ApiError::invalid("batch", "a producer's batch carries create time; the topic decides about log append time"));
+        return Err(ApiError::invalid(
+            "batch",
+            "a producer's batch carries create time; the topic decides about log append time",
+        ));
     }
     let found = batch
         .inspect(&core.batch_limits(config))
@@ -233,7 +259,10 @@ pub(super) fn check_version(hello: &Hello) -> Result<(), ApiError> {
     if hello.protocol_version < 1 {
         return Err(ApiError::new(
             Reason::UnsupportedVersion,
-            format!("protocol version {} does not exist; this broker speaks 1 to {PROTOCOL_VERSION}", hello.protocol_version),
+            format!(
+                "protocol version {} does not exist; this broker speaks 1 to {PROTOCOL_VERSION}",
+                hello.protocol_version
+            ),
         ));
     }
     Ok(())
@@ -242,7 +271,10 @@ pub(super) fn check_version(hello: &Hello) -> Result<(), ApiError> {
 /// What a broken inbound stream is answered with. tonic says OUT_OF_RANGE to a message beyond the receive limit.
 pub(super) fn inbound_error(status: Status) -> Status {
     if status.code() == Code::OutOfRange {
-        let message = format!("a message exceeds what this broker receives: {}", status.message());
+        let message = format!(
+            "a message exceeds what this broker receives: {}",
+            status.message()
+        );
         return ApiError::new(Reason::RecordTooLarge, message).to_status();
     }
     status
@@ -293,7 +325,8 @@ impl Stream for ProduceStream {
                 if matches!(this.state, State::Handshake | State::Open) {
                     this.end(None);
                     let reason = "this broker is shutting down".to_owned();
-                    this.ready.push_back(respond(produce_response::Kind::GoAway(GoAway { reason })));
+                    this.ready
+                        .push_back(respond(produce_response::Kind::GoAway(GoAway { reason })));
                 }
                 continue;
             }

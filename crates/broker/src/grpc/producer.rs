@@ -6,8 +6,8 @@ use futures::Stream;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::producer_service_server::ProducerService;
 use timberline_proto::v1::{
-    InitProducerRequest, InitProducerResponse, ProduceOnceRequest, ProduceOnceResponse, ProduceRequest,
-    ProduceResponse,
+    InitProducerRequest, InitProducerResponse, ProduceOnceRequest, ProduceOnceResponse,
+    ProduceRequest, ProduceResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -21,27 +21,47 @@ impl ProducerService for Services {
         &self,
         request: Request<InitProducerRequest>,
     ) -> Result<Response<InitProducerResponse>, Status> {
-        self.call("InitProducer", Operation::Write, request, async |core, request| {
-            let (producer_id, producer_epoch) = match (request.producer_id, request.producer_epoch) {
-                (None, None) => (core.metadata.next_producer_id().await?, 0),
-                (Some(id), Some(epoch)) => {
-                    if id < 0 || id >= core.metadata.table().next_producer_id() {
-                        return Err(ApiError::new(Reason::UnknownProducer, format!("producer id {id} was never given out")));
-                    }
-                    if !(0..=i32::from(i16::MAX)).contains(&epoch) {
-                        return Err(ApiError::invalid("producer_epoch", "an epoch is 0 to 32767"));
-                    }
-                    // The last epoch of an id ends it: a new one starts from 0.
-                    if epoch < i32::from(i16::MAX) - 1 {
-                        (id, epoch + 1)
-                    } else {
-                        (core.metadata.next_producer_id().await?, 0)
-                    }
-                }
-                _ => return Err(ApiError::invalid("producer_epoch", "set both producer_id and producer_epoch, or neither")),
-            };
-            Ok(InitProducerResponse { producer_id, producer_epoch })
-        })
+        self.call(
+            "InitProducer",
+            Operation::Write,
+            request,
+            async |core, request| {
+                let (producer_id, producer_epoch) =
+                    match (request.producer_id, request.producer_epoch) {
+                        (None, None) => (core.metadata.next_producer_id().await?, 0),
+                        (Some(id), Some(epoch)) => {
+                            if id < 0 || id >= core.metadata.table().next_producer_id() {
+                                return Err(ApiError::new(
+                                    Reason::UnknownProducer,
+                                    format!("producer id {id} was never given out"),
+                                ));
+                            }
+                            if !(0..=i32::from(i16::MAX)).contains(&epoch) {
+                                return Err(ApiError::invalid(
+                                    "producer_epoch",
+                                    "an epoch is 0 to 32767",
+                                ));
+                            }
+                            // The last epoch of an id ends it: a new one starts from 0.
+                            if epoch < i32::from(i16::MAX) - 1 {
+                                (id, epoch + 1)
+                            } else {
+                                (core.metadata.next_producer_id().await?, 0)
+                            }
+                        }
+                        _ => {
+                            return Err(ApiError::invalid(
+                                "producer_epoch",
+                                "set both producer_id and producer_epoch, or neither",
+                            ));
+                        }
+                    };
+                Ok(InitProducerResponse {
+                    producer_id,
+                    producer_epoch,
+                })
+            },
+        )
         .await
     }
 
@@ -60,9 +80,12 @@ impl ProducerService for Services {
         &self,
         request: Request<ProduceOnceRequest>,
     ) -> Result<Response<ProduceOnceResponse>, Status> {
-        self.call("ProduceOnce", Operation::Write, request, async |core, request| {
-            produce_once::produce_once(core, request).await
-        })
+        self.call(
+            "ProduceOnce",
+            Operation::Write,
+            request,
+            async |core, request| produce_once::produce_once(core, request).await,
+        )
         .await
     }
 }

@@ -55,9 +55,15 @@ pub(crate) fn serve(
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(ProducerServiceServer::new(services.clone()).max_decoding_message_size(receive))
-        .add_service(ConsumerServiceServer::new(services.clone()).max_decoding_message_size(receive))
-        .add_service(MetadataServiceServer::new(services.clone()).max_decoding_message_size(receive))
+        .add_service(
+            ProducerServiceServer::new(services.clone()).max_decoding_message_size(receive),
+        )
+        .add_service(
+            ConsumerServiceServer::new(services.clone()).max_decoding_message_size(receive),
+        )
+        .add_service(
+            MetadataServiceServer::new(services.clone()).max_decoding_message_size(receive),
+        )
         .add_service(AdminServiceServer::new(services).max_decoding_message_size(receive))
         .add_service(health_service)
         .add_service(descriptors().build_v1().map_err(reflection)?)

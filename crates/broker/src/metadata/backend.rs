@@ -101,8 +101,10 @@ impl Backend {
     /// [`Error::Metadata`] when the log can't be read or understood: then nothing is served, and nothing deleted.
     pub(crate) fn recover(&mut self, found: Vec<Arc<Log>>) -> Result<(), Error> {
         self.apply_committed(&mut Vec::new())?;
-        let mut on_disk: HashMap<ReplicaId, Arc<Log>> =
-            found.into_iter().map(|log| (log.spec().replica, log)).collect();
+        let mut on_disk: HashMap<ReplicaId, Arc<Log>> = found
+            .into_iter()
+            .map(|log| (log.spec().replica, log))
+            .collect();
         let topics: Vec<Arc<Topic>> = self.committed.table.read().topics().cloned().collect();
         for topic in &topics {
             self.host(topic, &mut on_disk)?;
@@ -125,7 +127,9 @@ impl Backend {
                 self.committed.quarantined.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let gone = tombstones.into_iter().filter(|id| !on_disk.contains_key(&ReplicaId(*id)));
+        let gone = tombstones
+            .into_iter()
+            .filter(|id| !on_disk.contains_key(&ReplicaId(*id)));
         self.committed.buried.lock().extend(gone);
     }
 
@@ -277,7 +281,9 @@ impl Backend {
     }
 
     fn configure(&self, topic: &Topic) {
-        let Some(handle) = self.directory.by_id(topic.id) else { return };
+        let Some(handle) = self.directory.by_id(topic.id) else {
+            return;
+        };
         let config = TopicConfig::resolve(&topic.config, &self.defaults);
         for partition in handle.hosted() {
             partition.log.set_config(config.log.clone());
@@ -286,7 +292,9 @@ impl Backend {
     }
 
     fn drop_topic(&self, topic: &Topic) {
-        let Some(handle) = self.directory.remove(topic.id) else { return };
+        let Some(handle) = self.directory.remove(topic.id) else {
+            return;
+        };
         for partition in handle.hosted() {
             let (store, committed) = (self.store.clone(), Arc::clone(&self.committed));
             let replica = partition.replica;
@@ -303,7 +311,9 @@ fn bury(store: &Store, committed: &Committed, replica: ReplicaId) {
         Ok(()) => {
             committed.buried.lock().insert(replica.0);
         }
-        Err(error) => tracing::warn!(%replica, %error, "removing a deleted topic's replica; tried again at the next start"),
+        Err(error) => {
+            tracing::warn!(%replica, %error, "removing a deleted topic's replica; tried again at the next start")
+        }
     }
 }
 

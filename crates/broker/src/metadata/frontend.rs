@@ -153,7 +153,9 @@ impl Frontend {
                     }
                     None
                 } else {
-                    let Some(plan) = plan.take() else { return Err(errors::gone()) };
+                    let Some(plan) = plan.take() else {
+                        return Err(errors::gone());
+                    };
                     let command = plan(&pipeline.ahead)?;
                     Some(self.propose(&mut pipeline, command, request)?)
                 }
@@ -177,10 +179,12 @@ impl Frontend {
             command: Some(command),
             request_id: request.to_owned(),
         };
-        pipeline
-            .ahead
-            .apply(&command)
-            .map_err(|why| ApiError::new(Reason::Internal, format!("planned a change that does not fit: {why}")))?;
+        pipeline.ahead.apply(&command).map_err(|why| {
+            ApiError::new(
+                Reason::Internal,
+                format!("planned a change that does not fit: {why}"),
+            )
+        })?;
         let reply = self.submit(pipeline, &command);
         if self.committed.since_image.load(Ordering::Relaxed) >= self.image_commands {
             self.committed.since_image.store(0, Ordering::Relaxed);

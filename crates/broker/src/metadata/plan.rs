@@ -59,9 +59,9 @@ pub(crate) fn resolve<'a>(
     reference: Option<&TopicRef>,
 ) -> Result<&'a std::sync::Arc<Topic>, ApiError> {
     match reference.and_then(|reference| reference.r#ref.as_ref()) {
-        Some(topic_ref::Ref::Name(name)) => {
-            table.topic_named(name).ok_or_else(|| unknown_topic_named(name))
-        }
+        Some(topic_ref::Ref::Name(name)) => table
+            .topic_named(name)
+            .ok_or_else(|| unknown_topic_named(name)),
         Some(topic_ref::Ref::Id(bytes)) => {
             let id = topic_id(bytes)
                 .ok_or_else(|| ApiError::invalid("topic.id", "a topic id has 16 bytes"))?;
@@ -82,12 +82,20 @@ pub(crate) fn unknown_topic_named(name: &str) -> ApiError {
     ApiError::new(Reason::UnknownTopic, format!("no topic named `{shown}`")).with("topic", shown)
 }
 
-fn check_partitions(wanted: i32, existing: usize, table: &Table, bounds: &Bounds) -> Result<(), ApiError> {
+fn check_partitions(
+    wanted: i32,
+    existing: usize,
+    table: &Table,
+    bounds: &Bounds,
+) -> Result<(), ApiError> {
     let wanted = usize::try_from(wanted).unwrap_or(0);
     if wanted == 0 || wanted > bounds.topic_partitions_max {
         return Err(ApiError::invalid(
             "partitions",
-            format!("a topic has 1 to {} partitions", bounds.topic_partitions_max),
+            format!(
+                "a topic has 1 to {} partitions",
+                bounds.topic_partitions_max
+            ),
         ));
     }
     if table.partition_count() + wanted - existing.min(wanted) > bounds.partitions_max {
@@ -131,13 +139,20 @@ fn place(table: &Table, first: usize, count: usize, factor: usize) -> Vec<pb::Pa
 ///
 /// # Errors
 /// `INVALID_TOPIC_NAME`, `TOPIC_EXISTS`, `INVALID_ARGUMENT`, `INVALID_REPLICATION_FACTOR`, `INVALID_CONFIG`.
-pub(crate) fn create_topic(table: &Table, new: &NewTopic<'_>, bounds: &Bounds) -> Result<Command, ApiError> {
+pub(crate) fn create_topic(
+    table: &Table,
+    new: &NewTopic<'_>,
+    bounds: &Bounds,
+) -> Result<Command, ApiError> {
     name::check(new.name)?;
     if let Some(other) = table.colliding(new.name) {
         let how = if other.name == new.name {
             format!("topic `{}` exists", new.name)
         } else {
-            format!("topic `{}` exists, and `{}` differs from it only by '.' and '_'", other.name, new.name)
+            format!(
+                "topic `{}` exists, and `{}` differs from it only by '.' and '_'",
+                other.name, new.name
+            )
         };
         return Err(ApiError::new(Reason::TopicExists, how)
             .with("topic_id", other.id)
@@ -151,7 +166,10 @@ pub(crate) fn create_topic(table: &Table, new: &NewTopic<'_>, bounds: &Bounds) -
         _ => {
             return Err(ApiError::new(
                 Reason::InvalidReplicationFactor,
-                format!("replication factor {} with {brokers} broker(s)", new.replication_factor),
+                format!(
+                    "replication factor {} with {brokers} broker(s)",
+                    new.replication_factor
+                ),
             )
             .with("brokers", brokers)
             .with_field("replication_factor"));
@@ -179,7 +197,10 @@ pub(crate) fn create_topic(table: &Table, new: &NewTopic<'_>, bounds: &Bounds) -
 /// `INVALID_ARGUMENT` for a topic that the broker keeps for itself.
 pub(crate) fn delete_topic(topic: &Topic) -> Result<Command, ApiError> {
     if name::is_internal(&topic.name) {
-        return Err(ApiError::invalid("topic", "an internal topic can't be deleted"));
+        return Err(ApiError::invalid(
+            "topic",
+            "an internal topic can't be deleted",
+        ));
     }
     Ok(Command::DeleteTopic(pb::DeleteTopic {
         topic_id: id_bytes(topic.id),
@@ -190,7 +211,12 @@ pub(crate) fn delete_topic(topic: &Topic) -> Result<Command, ApiError> {
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` when it would not grow or grows beyond the bounds.
-pub(crate) fn add_partitions(table: &Table, topic: &Topic, total: i32, bounds: &Bounds) -> Result<Command, ApiError> {
+pub(crate) fn add_partitions(
+    table: &Table,
+    topic: &Topic,
+    total: i32,
+    bounds: &Bounds,
+) -> Result<Command, ApiError> {
     let existing = topic.partitions.len();
     check_partitions(total, existing, table, bounds)?;
     let total = total as usize;
@@ -211,7 +237,11 @@ pub(crate) fn add_partitions(table: &Table, topic: &Topic, total: i32, bounds: &
 ///
 /// # Errors
 /// `INVALID_CONFIG`, `INVALID_ARGUMENT`.
-pub(crate) fn alter_config(topic: &Topic, changes: &[ConfigChange], bounds: &Bounds) -> Result<Command, ApiError> {
+pub(crate) fn alter_config(
+    topic: &Topic,
+    changes: &[ConfigChange],
+    bounds: &Bounds,
+) -> Result<Command, ApiError> {
     if changes.is_empty() || changes.len() > CONFIG_CHANGES_MAX {
         return Err(ApiError::invalid(
             "changes",
@@ -233,7 +263,10 @@ pub(crate) fn alter_config(topic: &Topic, changes: &[ConfigChange], bounds: &Bou
         }
     }
     if let Some(twice) = unset.iter().find(|key| set.contains_key(*key)) {
-        return Err(ApiError::invalid("changes", format!("`{twice}` is both set and unset")));
+        return Err(ApiError::invalid(
+            "changes",
+            format!("`{twice}` is both set and unset"),
+        ));
     }
     Ok(Command::AlterTopicConfig(pb::AlterTopicConfig {
         topic_id: id_bytes(topic.id),

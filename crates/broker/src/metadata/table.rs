@@ -371,7 +371,12 @@ impl Table {
                     topic_id: id_bytes(self.requests.get(request).copied().unwrap_or_default()),
                 })
                 .collect(),
-            tombstones: self.tombstones.iter().copied().filter(|&id| keep(id)).collect(),
+            tombstones: self
+                .tombstones
+                .iter()
+                .copied()
+                .filter(|&id| keep(id))
+                .collect(),
         }
     }
 

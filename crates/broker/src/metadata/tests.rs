@@ -28,7 +28,13 @@ fn command(request: &str, command: Command) -> pb::MetadataCommand {
 fn founded() -> Table {
     let mut table = Table::default();
     for (request, c) in [
-        ("", Command::FoundCluster(pb::FoundCluster { cluster_id: "c".into(), founded_at_ms: 1 })),
+        (
+            "",
+            Command::FoundCluster(pb::FoundCluster {
+                cluster_id: "c".into(),
+                founded_at_ms: 1,
+            }),
+        ),
         (
             "",
             Command::RegisterBroker(pb::RegisterBroker {
@@ -46,7 +52,14 @@ fn founded() -> Table {
 fn create(table: &mut Table, name: &str, partitions: i32) -> Result<Uuid, Option<Reason>> {
     let id = Uuid::new_v4();
     let config = HashMap::new();
-    let new = NewTopic { name, partitions, replication_factor: 0, config: &config, id, now_ms: 5 };
+    let new = NewTopic {
+        name,
+        partitions,
+        replication_factor: 0,
+        config: &config,
+        id,
+        now_ms: 5,
+    };
     let planned = plan::create_topic(table, &new, &bounds()).map_err(|error| error.reason)?;
     table.apply(&command("", planned)).unwrap();
     Ok(id)
@@ -57,7 +70,10 @@ fn a_topic_lives_grows_and_dies() {
     let mut table = founded();
     let id = create(&mut table, "orders", 3).unwrap();
     let topic = table.topic_named("orders").unwrap().clone();
-    assert_eq!((topic.id, topic.partitions.len(), topic.replication_factor), (id, 3, 1));
+    assert_eq!(
+        (topic.id, topic.partitions.len(), topic.replication_factor),
+        (id, 3, 1)
+    );
     let replicas: Vec<u64> = topic.partitions.iter().map(|p| p[0].id).collect();
     assert_eq!(replicas, [1, 2, 3]);
 
@@ -69,7 +85,10 @@ fn a_topic_lives_grows_and_dies() {
     let gone = plan::delete_topic(&topic).unwrap();
     let effect = table.apply(&command("", gone.clone())).unwrap();
     assert!(matches!(effect, Effect::Deleted(t) if t.partitions.len() == 5));
-    assert_eq!(table.tombstones().iter().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert_eq!(
+        table.tombstones().iter().copied().collect::<Vec<_>>(),
+        [1, 2, 3, 4, 5]
+    );
     assert_eq!(table.apply(&command("", gone)), Err(Rejected::UnknownTopic));
     // A recreated topic is another topic, with replicas of its own.
     let again = create(&mut table, "orders", 1).unwrap();
@@ -85,17 +104,26 @@ fn names_collide_as_in_kafka() {
         assert_eq!(create(&mut table, name, 1), Err(Some(Reason::TopicExists)));
     }
     create(&mut table, "a-b", 1).unwrap();
-    assert_eq!(create(&mut table, "../x", 1), Err(Some(Reason::InvalidTopicName)));
+    assert_eq!(
+        create(&mut table, "../x", 1),
+        Err(Some(Reason::InvalidTopicName))
+    );
 }
 
 #[test]
 fn counts_are_bounded() {
     let mut table = founded();
     for partitions in [0, -1, i32::MIN, 1001, i32::MAX] {
-        assert_eq!(create(&mut table, "t", partitions), Err(Some(Reason::InvalidArgument)));
+        assert_eq!(
+            create(&mut table, "t", partitions),
+            Err(Some(Reason::InvalidArgument))
+        );
     }
     create(&mut table, "first", 1000).unwrap();
-    assert_eq!(create(&mut table, "second", 501), Err(Some(Reason::InvalidArgument)));
+    assert_eq!(
+        create(&mut table, "second", 501),
+        Err(Some(Reason::InvalidArgument))
+    );
     create(&mut table, "third", 500).unwrap();
     let first = table.topic_named("first").unwrap();
     for total in [-1, 0, 999, 1000, 1001] {
@@ -109,9 +137,20 @@ fn more_replicas_than_brokers_are_refused() {
     let table = founded();
     let config = HashMap::new();
     for factor in [2, 3, -1, i32::MAX] {
-        let new = NewTopic { name: "t", partitions: 1, replication_factor: factor, config: &config, id: Uuid::new_v4(), now_ms: 0 };
+        let new = NewTopic {
+            name: "t",
+            partitions: 1,
+            replication_factor: factor,
+            config: &config,
+            id: Uuid::new_v4(),
+            now_ms: 0,
+        };
         let error = plan::create_topic(&table, &new, &bounds()).unwrap_err();
-        assert_eq!(error.reason, Some(Reason::InvalidReplicationFactor), "{factor}");
+        assert_eq!(
+            error.reason,
+            Some(Reason::InvalidReplicationFactor),
+            "{factor}"
+        );
     }
 }
 
@@ -120,10 +159,15 @@ fn a_request_is_applied_once_and_remembered_within_a_bound() {
     let mut table = founded();
     let reserve = |next| Command::ReserveProducerIds(pb::ReserveProducerIds { next });
     table.apply(&command("one", reserve(10))).unwrap();
-    assert_eq!(table.apply(&command("one", reserve(20))), Err(Rejected::AppliedBefore));
+    assert_eq!(
+        table.apply(&command("one", reserve(20))),
+        Err(Rejected::AppliedBefore)
+    );
     assert_eq!(table.next_producer_id(), 10);
     for n in 0..REQUESTS_REMEMBERED {
-        table.apply(&command(&format!("r{n}"), reserve(30))).unwrap();
+        table
+            .apply(&command(&format!("r{n}"), reserve(30)))
+            .unwrap();
     }
     assert_eq!(table.applied_request("one"), None);
     assert!(table.applied_request("r0").is_some());
@@ -146,7 +190,10 @@ fn an_image_restores_the_table() {
     let gone = create(&mut table, "gone", 2).unwrap();
     let alter = plan::alter_config(
         table.topic(id).unwrap(),
-        &[ConfigChange { key: "retention.ms".into(), value: Some("5".into()) }],
+        &[ConfigChange {
+            key: "retention.ms".into(),
+            value: Some("5".into()),
+        }],
         &bounds(),
     )
     .unwrap();
@@ -162,7 +209,10 @@ fn an_image_restores_the_table() {
 
     let image = Command::Image(table.image(|replica| replica == 8));
     restored.apply(&command("", image)).unwrap();
-    assert_eq!(restored.tombstones().iter().copied().collect::<Vec<_>>(), [8]);
+    assert_eq!(
+        restored.tombstones().iter().copied().collect::<Vec<_>>(),
+        [8]
+    );
     // Ids of replicas that are gone are not given again.
     assert_eq!(restored.next_replica_id(), 10);
 }
@@ -171,15 +221,32 @@ fn an_image_restores_the_table() {
 fn configuration_is_changed_and_taken_back() {
     let mut table = founded();
     let id = create(&mut table, "t", 1).unwrap();
-    let change = |key: &str, value: Option<&str>| ConfigChange { key: key.into(), value: value.map(Into::into) };
-    let plan = |table: &Table, changes: &[ConfigChange]| plan::alter_config(table.topic(id).unwrap(), changes, &bounds());
-    let set = plan(&table, &[change("retention.ms", Some("1000")), change("segment.ms", Some("60000"))]).unwrap();
+    let change = |key: &str, value: Option<&str>| ConfigChange {
+        key: key.into(),
+        value: value.map(Into::into),
+    };
+    let plan = |table: &Table, changes: &[ConfigChange]| {
+        plan::alter_config(table.topic(id).unwrap(), changes, &bounds())
+    };
+    let set = plan(
+        &table,
+        &[
+            change("retention.ms", Some("1000")),
+            change("segment.ms", Some("60000")),
+        ],
+    )
+    .unwrap();
     table.apply(&command("", set)).unwrap();
     assert_eq!(table.topic(id).unwrap().config.len(), 2);
     let unset = plan(&table, &[change("retention.ms", None)]).unwrap();
     table.apply(&command("", unset)).unwrap();
     assert_eq!(table.topic(id).unwrap().config.get("retention.ms"), None);
-    for bad in [vec![], vec![change("x", None)], vec![change("retention.ms", Some("x"))], vec![change("segment.ms", None), change("segment.ms", Some("1"))]] {
+    for bad in [
+        vec![],
+        vec![change("x", None)],
+        vec![change("retention.ms", Some("x"))],
+        vec![change("segment.ms", None), change("segment.ms", Some("1"))],
+    ] {
         assert!(plan(&table, &bad).is_err());
     }
 }
@@ -190,17 +257,39 @@ fn commands_that_do_not_fit_change_nothing() {
     create(&mut table, "t", 1).unwrap();
     let before = table.clone();
     let id = super::table::id_bytes(Uuid::new_v4());
-    let gap = pb::Partition { partition: 3, replicas: vec![] };
+    let gap = pb::Partition {
+        partition: 3,
+        replicas: vec![],
+    };
     let bad = [
-        Command::DeleteTopic(pb::DeleteTopic { topic_id: bytes::Bytes::from_static(b"short") }),
-        Command::DeleteTopic(pb::DeleteTopic { topic_id: id.clone() }),
-        Command::AddPartitions(pb::AddPartitions { topic_id: id.clone(), partitions: vec![] }),
-        Command::CreateTopic(pb::CreateTopic { name: "u".into(), topic_id: id, partitions: vec![gap], ..Default::default() }),
-        Command::CreateTopic(pb::CreateTopic { name: "t".into(), topic_id: super::table::id_bytes(Uuid::new_v4()), ..Default::default() }),
+        Command::DeleteTopic(pb::DeleteTopic {
+            topic_id: bytes::Bytes::from_static(b"short"),
+        }),
+        Command::DeleteTopic(pb::DeleteTopic {
+            topic_id: id.clone(),
+        }),
+        Command::AddPartitions(pb::AddPartitions {
+            topic_id: id.clone(),
+            partitions: vec![],
+        }),
+        Command::CreateTopic(pb::CreateTopic {
+            name: "u".into(),
+            topic_id: id,
+            partitions: vec![gap],
+            ..Default::default()
+        }),
+        Command::CreateTopic(pb::CreateTopic {
+            name: "t".into(),
+            topic_id: super::table::id_bytes(Uuid::new_v4()),
+            ..Default::default()
+        }),
     ];
     for c in bad {
         assert!(table.apply(&command("r", c)).is_err());
         assert_eq!(table, before);
     }
-    assert_eq!(table.apply(&pb::MetadataCommand::default()), Err(Rejected::UnknownKind));
+    assert_eq!(
+        table.apply(&pb::MetadataCommand::default()),
+        Err(Rejected::UnknownKind)
+    );
 }

@@ -19,10 +19,12 @@ pub(crate) use detailed::detailed;
 pub(crate) use scrape::scrape;
 
 const LATENCY_SECONDS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0, 30.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0, 30.0,
 ];
-const BATCH_RECORDS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
+const BATCH_RECORDS: &[f64] = &[
+    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0,
+];
 
 /// All metrics.
 pub(crate) struct Metrics {
@@ -148,6 +150,10 @@ impl Metrics {
         match kind {
             SyncKind::Journal => self.fsync_journal.observe(seconds),
             SyncKind::Direct => self.fsync_direct.observe(seconds),
+            SyncKind::Checkpoint => self
+                .fsync
+                .with_label_values(&["checkpoint"])
+                .observe(seconds),
             SyncKind::Table => self.fsync.with_label_values(&["table"]).observe(seconds),
         }
     }

@@ -18,20 +18,40 @@ pub(super) fn gather(into: &mut Vec<MetricFamily>) {
     let number = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
     if let (Some(user), Some(system)) = (number(11), number(12)) {
         let seconds = (user + system) / TICKS_PER_SECOND;
-        into.push(super::scrape::counter("process_cpu_seconds_total", "CPU time used, seconds.", seconds));
+        into.push(super::scrape::counter(
+            "process_cpu_seconds_total",
+            "CPU time used, seconds.",
+            seconds,
+        ));
     }
     if let Some(bytes) = number(20) {
-        into.push(gauge("process_virtual_memory_bytes", "Address space, bytes.", bytes));
+        into.push(gauge(
+            "process_virtual_memory_bytes",
+            "Address space, bytes.",
+            bytes,
+        ));
     }
     if let (Some(ticks), Some(boot)) = (number(19), boot_time()) {
         let start = boot + ticks / TICKS_PER_SECOND;
-        into.push(gauge("process_start_time_seconds", "Start of the process, seconds since the epoch.", start));
+        into.push(gauge(
+            "process_start_time_seconds",
+            "Start of the process, seconds since the epoch.",
+            start,
+        ));
     }
     if let Some(bytes) = resident_bytes() {
-        into.push(gauge("process_resident_memory_bytes", "Resident memory, bytes.", bytes));
+        into.push(gauge(
+            "process_resident_memory_bytes",
+            "Resident memory, bytes.",
+            bytes,
+        ));
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
-        into.push(gauge("process_open_fds", "Open file descriptors.", entries.count() as f64));
+        into.push(gauge(
+            "process_open_fds",
+            "Open file descriptors.",
+            entries.count() as f64,
+        ));
     }
 }
 
@@ -43,7 +63,9 @@ fn boot_time() -> Option<f64> {
 
 fn resident_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024.0)
 }

@@ -18,11 +18,19 @@ pub(super) fn counter(name: &str, help: &str, value: f64) -> MetricFamily {
         counter.inc_by(value.max(0.0));
         counter.collect()
     });
-    families.ok().and_then(|mut families| families.pop()).unwrap_or_default()
+    families
+        .ok()
+        .and_then(|mut families| families.pop())
+        .unwrap_or_default()
 }
 
 /// A gauge with labels; without values it is left out by the encoder.
-pub(super) fn labelled(name: &str, help: &str, labels: &[&str], values: &[(&[&str], f64)]) -> MetricFamily {
+pub(super) fn labelled(
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    values: &[(&[&str], f64)],
+) -> MetricFamily {
     let families = if labels.is_empty() {
         Gauge::new(name, help).map(|metric| {
             metric.set(values.first().map_or(0.0, |(_, value)| *value));
@@ -36,20 +44,42 @@ pub(super) fn labelled(name: &str, help: &str, labels: &[&str], values: &[(&[&st
             metric.collect()
         })
     };
-    families.ok().and_then(|mut families| families.pop()).unwrap_or_default()
+    families
+        .ok()
+        .and_then(|mut families| families.pop())
+        .unwrap_or_default()
 }
 
 /// The text of `/metrics`. Blocking: it reads `/proc`.
 pub(crate) fn scrape(core: &Core) -> Vec<u8> {
     let mut families = core.metrics.registry.gather();
-    let mut push = |title: &str, help: &str, value: f64| families.push(gauge(&name(title), help, value));
+    let mut push =
+        |title: &str, help: &str, value: f64| families.push(gauge(&name(title), help, value));
     let stats = core.store.stats();
-    push("log_size_bytes", "Bytes of all logs on disk.", stats.log_bytes as f64);
+    push(
+        "log_size_bytes",
+        "Bytes of all logs on disk.",
+        stats.log_bytes as f64,
+    );
     push("segments", "Segment files.", stats.segments as f64);
-    push("mapped_segments", "Segment files mapped into memory.", stats.mapped_segments as f64);
-    if stats.disk_total_bytes > 0 {
-        push("disk_free_bytes", "Free space of the data directory's file system.", stats.disk_free_bytes as f64);
-        push("disk_size_bytes", "Size of the data directory's file system.", stats.disk_total_bytes as f64);
+    push(
+        "mapped_segments",
+        "Segment files mapped into memory.",
+        stats.mapped_segments as f64,
+    );
+    if let Some(bytes) = stats.disk_free_bytes {
+        push(
+            "disk_free_bytes",
+            "Free space of the data directory's file system.",
+            bytes as f64,
+        );
+    }
+    if let Some(bytes) = stats.disk_total_bytes {
+        push(
+            "disk_size_bytes",
+            "Size of the data directory's file system.",
+            bytes as f64,
+        );
     }
     let (brokers, topics) = {
         let table = core.metadata.table();
@@ -57,9 +87,17 @@ pub(crate) fn scrape(core: &Core) -> Vec<u8> {
     };
     push("cluster_brokers", "Brokers registered.", brokers as f64);
     push("topics", "Topics.", topics as f64);
-    push("active_controller", "1 if this broker leads the metadata log.", 1.0);
+    push(
+        "active_controller",
+        "1 if this broker leads the metadata log.",
+        1.0,
+    );
     let writable = core.store.poisoned().is_none();
-    push("writable", "0 after a failed sync, until a restart.", f64::from(u8::from(writable)));
+    push(
+        "writable",
+        "0 after a failed sync, until a restart.",
+        f64::from(u8::from(writable)),
+    );
     families.push(partitions(core));
     families.push(labelled(
         &name("queue_bytes"),

@@ -41,15 +41,25 @@ impl TopicHandle {
     /// `UNKNOWN_PARTITION`; `NO_LEADER` for one that is not hosted here.
     pub(crate) fn partition(&self, number: i32) -> Result<Arc<Partition>, ApiError> {
         let partitions = self.partitions.read();
-        match usize::try_from(number).ok().and_then(|at| partitions.get(at)) {
+        match usize::try_from(number)
+            .ok()
+            .and_then(|at| partitions.get(at))
+        {
             Some(Some(partition)) => Ok(Arc::clone(partition)),
             Some(None) => Err(ApiError::new(
                 Reason::NoLeader,
-                format!("no leader is known for partition {number} of `{}`", self.name),
+                format!(
+                    "no leader is known for partition {number} of `{}`",
+                    self.name
+                ),
             )),
             None => Err(ApiError::new(
                 Reason::UnknownPartition,
-                format!("topic `{}` has {} partitions, {number} is not one of them", self.name, partitions.len()),
+                format!(
+                    "topic `{}` has {} partitions, {number} is not one of them",
+                    self.name,
+                    partitions.len()
+                ),
             )
             .with("partitions", partitions.len())),
         }
@@ -57,7 +67,12 @@ impl TopicHandle {
 
     /// The partitions hosted here.
     pub(crate) fn hosted(&self) -> Vec<Arc<Partition>> {
-        self.partitions.read().iter().flatten().map(Arc::clone).collect()
+        self.partitions
+            .read()
+            .iter()
+            .flatten()
+            .map(Arc::clone)
+            .collect()
     }
 
     /// Appends partitions, in order.
@@ -93,7 +108,10 @@ impl Directory {
 
     /// # Errors
     /// As [`Directory::by_id_bytes`].
-    pub(crate) fn resolve(&self, reference: Option<&TopicRef>) -> Result<Arc<TopicHandle>, ApiError> {
+    pub(crate) fn resolve(
+        &self,
+        reference: Option<&TopicRef>,
+    ) -> Result<Arc<TopicHandle>, ApiError> {
         match reference.and_then(|reference| reference.r#ref.as_ref()) {
             Some(topic_ref::Ref::Id(bytes)) => self.by_id_bytes(bytes),
             Some(topic_ref::Ref::Name(name)) => {

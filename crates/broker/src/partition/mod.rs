@@ -100,8 +100,11 @@ fn epoch_of(term: u64) -> i32 {
 }
 
 fn overloaded(who: &str, bytes: u64) -> ApiError {
-    ApiError::new(Reason::Overloaded, format!("{who} {bytes} unacknowledged bytes, as many as allowed"))
-        .with_retry_after(RETRY_AFTER_OVERLOAD)
+    ApiError::new(
+        Reason::Overloaded,
+        format!("{who} {bytes} unacknowledged bytes, as many as allowed"),
+    )
+    .with_retry_after(RETRY_AFTER_OVERLOAD)
 }
 
 /// What a refused writer is told to wait: a few group commits.
@@ -132,7 +135,11 @@ impl Budget {
     ///
     /// # Errors
     /// `OVERLOADED`.
-    pub(crate) fn take(self: &Arc<Self>, partition: &Arc<Partition>, bytes: u64) -> Result<Permit, ApiError> {
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        partition: &Arc<Partition>,
+        bytes: u64,
+    ) -> Result<Permit, ApiError> {
         let taken = self.in_flight.fetch_add(bytes, Ordering::Relaxed);
         let result = if taken + bytes > self.broker_max {
             Err(overloaded("this broker has", taken))
@@ -167,7 +174,11 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.partition.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.budget.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.partition
+            .in_flight
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget
+            .in_flight
+            .fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

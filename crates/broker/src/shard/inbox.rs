@@ -50,8 +50,11 @@ impl Inbox {
         }
         let internal = matches!(work, Work::Adopt { .. } | Work::Release { .. });
         if !internal && state.burst.work.len() >= INBOX_ITEMS_MAX {
-            let error = ApiError::new(Reason::Overloaded, "the partition's shard has too much to do")
-                .with_retry_after(std::time::Duration::from_millis(50));
+            let error = ApiError::new(
+                Reason::Overloaded,
+                "the partition's shard has too much to do",
+            )
+            .with_retry_after(std::time::Duration::from_millis(50));
             return Err((work, error));
         }
         state.burst.work.push(work);
@@ -74,6 +77,16 @@ impl Inbox {
         let mut state = self.state.lock();
         state.burst.poisoned = Some(why.to_owned());
         self.wake(state);
+    }
+
+    /// Takes `last`, and nothing after it.
+    pub(super) fn close(&self, last: Work) {
+        let mut state = self.state.lock();
+        if !state.stopped {
+            state.stopped = true;
+            state.burst.work.push(last);
+            self.wake(state);
+        }
     }
 
     pub(super) fn stop(&self) {

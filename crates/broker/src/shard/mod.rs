@@ -16,7 +16,7 @@ use timberline_storage::{Listener, ReplicaId, SyncKind};
 use tokio::sync::oneshot;
 
 use crate::ack::{Outcome, Ticket};
-use crate::group::{Entry, Group};
+use crate::group::Group;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
 
@@ -57,6 +57,8 @@ pub(crate) enum Work {
     },
     /// Look at age and retention of all logs.
     Housekeep,
+    /// Say when everything before this is done.
+    Barrier(std::sync::mpsc::Sender<()>),
 }
 
 /// All shards of a broker.
@@ -121,6 +123,18 @@ impl Shards {
         self.inboxes.iter().map(|inbox| inbox.len()).sum()
     }
 
+    /// Takes no more work, and returns when nothing will be appended any more. Answers still go out as entries become
+    /// durable, until [`Shards::stop`]. Blocking.
+    pub(crate) fn close(&self) {
+        let (done, all_done) = std::sync::mpsc::channel();
+        for inbox in &self.inboxes {
+            inbox.close(Work::Barrier(done.clone()));
+        }
+        drop(done);
+        // Each shard drops its sender when it gets there.
+        while all_done.recv().is_ok() {}
+    }
+
     /// Ends the threads after what is in the inboxes; what is not committed by then is answered with `DRAINING`.
     pub(crate) fn stop(&self) {
         for inbox in &self.inboxes {
@@ -141,7 +155,7 @@ impl Work {
             Work::Command { reply, .. } | Work::Trim { reply, .. } => {
                 let _ = reply.send(Err(error));
             }
-            Work::Adopt { .. } | Work::Release { .. } | Work::Housekeep => {}
+            Work::Adopt { .. } | Work::Release { .. } | Work::Housekeep | Work::Barrier(_) => {}
         }
     }
 }

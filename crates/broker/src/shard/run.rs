@@ -6,9 +6,9 @@ use std::sync::Arc;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_storage::ReplicaId;
 
+use super::Work;
 use super::inbox::{Burst, Inbox};
 use super::writer::Writer;
-use super::Work;
 use crate::ack::Wakes;
 use crate::metrics::Metrics;
 use crate::{clock, errors};
@@ -120,6 +120,7 @@ impl Shard {
                 }
                 then();
             }
+            Work::Barrier(done) => drop(done),
             Work::Housekeep => {
                 for writer in writers.values_mut() {
                     writer.housekeep(*now_ms);

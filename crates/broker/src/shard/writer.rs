@@ -89,7 +89,12 @@ impl Writer {
     }
 
     /// Checks the sequence and proposes. A duplicate is admitted too: with the place of its original.
-    fn admit(&mut self, batch: Batch, log_append_time: bool, now_ms: i64) -> Result<Acked, Box<ApiError>> {
+    fn admit(
+        &mut self,
+        batch: Batch,
+        log_append_time: bool,
+        now_ms: i64,
+    ) -> Result<Acked, Box<ApiError>> {
         let header = *batch.header();
         let log = self.group.log();
         let mut acked = Acked {
@@ -102,7 +107,11 @@ impl Writer {
         };
         match log.check_producer(&header) {
             SequenceCheck::Accept => {}
-            SequenceCheck::Duplicate { index, base_offset, append_time_ms } => {
+            SequenceCheck::Duplicate {
+                index,
+                base_offset,
+                append_time_ms,
+            } => {
                 acked.index = index;
                 acked.base_offset = base_offset;
                 acked.duplicate = true;
@@ -132,7 +141,12 @@ impl Writer {
     }
 
     /// Appends to a state log.
-    pub(super) fn command(&mut self, payload: bytes::Bytes, reply: oneshot::Sender<Outcome>, now_ms: i64) {
+    pub(super) fn command(
+        &mut self,
+        payload: bytes::Bytes,
+        reply: oneshot::Sender<Outcome>,
+        now_ms: i64,
+    ) {
         match self.propose(Entry::Command(payload), now_ms) {
             Ok(proposed) => self.answer_when_committed(self.acked_at(proposed), Reply::Once(reply)),
             Err(error) => drop(reply.send(Err(error))),
@@ -140,7 +154,12 @@ impl Writer {
     }
 
     /// Moves the log start up to `before`, or to the high watermark.
-    pub(super) fn trim(&mut self, before: Option<i64>, reply: oneshot::Sender<Outcome>, now_ms: i64) {
+    pub(super) fn trim(
+        &mut self,
+        before: Option<i64>,
+        reply: oneshot::Sender<Outcome>,
+        now_ms: i64,
+    ) {
         let log = self.group.log();
         let (log_start, high_watermark) = (log.log_start(), log.high_watermark());
         let target = before.unwrap_or(high_watermark);
@@ -154,7 +173,10 @@ impl Writer {
             return drop(reply.send(Err(Box::new(error))));
         }
         if target <= log_start {
-            let done = self.acked_at(Proposed { index: 0, base_offset: 0 });
+            let done = self.acked_at(Proposed {
+                index: 0,
+                base_offset: 0,
+            });
             return drop(reply.send(Ok(done)));
         }
         match self.propose(Entry::LogStart(target), now_ms) {
@@ -181,10 +203,16 @@ impl Writer {
             acked,
             reply,
         };
-        if self.pending.back().is_none_or(|last| last.index <= pending.index) {
+        if self
+            .pending
+            .back()
+            .is_none_or(|last| last.index <= pending.index)
+        {
             self.pending.push_back(pending);
         } else {
-            let at = self.pending.partition_point(|other| other.index <= pending.index);
+            let at = self
+                .pending
+                .partition_point(|other| other.index <= pending.index);
             self.pending.insert(at, pending);
         }
     }
@@ -193,7 +221,10 @@ impl Writer {
     pub(super) fn durable(&mut self, index: u64, metrics: &Metrics, wakes: &mut Wakes) {
         self.group.durable(index);
         while let Some(Event::Committed(committed)) = self.group.poll() {
-            if self.trimming_to.is_some_and(|to| to <= self.group.log().log_start()) {
+            if self
+                .trimming_to
+                .is_some_and(|to| to <= self.group.log().log_start())
+            {
                 self.trimming_to = None;
             }
             self.answer_committed(committed, metrics, wakes);
@@ -205,8 +236,14 @@ impl Writer {
     }
 
     fn answer_committed(&mut self, committed: u64, metrics: &Metrics, wakes: &mut Wakes) {
-        while self.pending.front().is_some_and(|first| first.index <= committed) {
-            let Some(pending) = self.pending.pop_front() else { break };
+        while self
+            .pending
+            .front()
+            .is_some_and(|first| first.index <= committed)
+        {
+            let Some(pending) = self.pending.pop_front() else {
+                break;
+            };
             let mut acked = pending.acked;
             acked.log_start = self.group.log().log_start();
             pending.reply.complete(Ok(acked), metrics, wakes);
@@ -219,7 +256,9 @@ impl Writer {
     /// Answers everything that waits with an error: its outcome is not known to be durable.
     pub(super) fn fail_pending(&mut self, error: &ApiError, metrics: &Metrics, wakes: &mut Wakes) {
         for pending in self.pending.drain(..) {
-            pending.reply.complete(Err(Box::new(error.clone())), metrics, wakes);
+            pending
+                .reply
+                .complete(Err(Box::new(error.clone())), metrics, wakes);
         }
     }
 
@@ -232,7 +271,9 @@ impl Writer {
         if let Err(error) = log.maybe_roll(now_ms) {
             tracing::warn!(replica = %self.partition.replica, %error, "rolling by age");
         }
-        let Some(target) = log.retention_target(now_ms) else { return };
+        let Some(target) = log.retention_target(now_ms) else {
+            return;
+        };
         if target <= log.log_start() || self.trimming_to.is_some_and(|to| to >= target) {
             return;
         }
@@ -251,7 +292,11 @@ impl Writer {
 const PENDING_KEPT: usize = 64;
 
 fn sequence_error(header: &timberline_record::BatchHeader, check: SequenceCheck) -> ApiError {
-    let (id, epoch, sequence) = (header.producer_id, header.producer_epoch, header.base_sequence);
+    let (id, epoch, sequence) = (
+        header.producer_id,
+        header.producer_epoch,
+        header.base_sequence,
+    );
     let error = match check {
         SequenceCheck::OutOfOrder { expected } => ApiError::new(
             Reason::OutOfOrderSequence,

@@ -74,7 +74,9 @@ fn integer(text: &str, low: i64, high: i64) -> Result<i64, String> {
         .parse()
         .map_err(|_| format!("`{text}` is not a whole number"))?;
     if value < low || value > high {
-        return Err(format!("{value} is out of range, allowed are {low} to {high}"));
+        return Err(format!(
+            "{value} is out of range, allowed are {low} to {high}"
+        ));
     }
     Ok(value)
 }
@@ -96,21 +98,31 @@ pub(crate) const KEYS: &[Key] = &[
         name: "cleanup.policy",
         documentation: "What happens to old segments. Only delete is served.",
         default: |_| "delete".to_owned(),
-        check: |text, _| one_of(text, &["delete"], &["compact", "compact,delete", "delete,compact"]),
+        check: |text, _| {
+            one_of(
+                text,
+                &["delete"],
+                &["compact", "compact,delete", "delete,compact"],
+            )
+        },
     },
     Key {
         name: "compression.type",
         documentation: "Codec batches are stored with. Only producer is served: as they were sent.",
         default: |_| "producer".to_owned(),
-        check: |text, _| one_of(text, &["producer"], &["uncompressed", "gzip", "snappy", "lz4", "zstd"]),
+        check: |text, _| {
+            one_of(
+                text,
+                &["producer"],
+                &["uncompressed", "gzip", "snappy", "lz4", "zstd"],
+            )
+        },
     },
     Key {
         name: "max.message.bytes",
         documentation: "Largest record batch, in bytes as sent.",
         default: |defaults| defaults.max_message_bytes.to_string(),
-        check: |text, defaults| {
-            integer(text, 64, defaults.message_bytes_max as i64).map(drop)
-        },
+        check: |text, defaults| integer(text, 64, defaults.message_bytes_max as i64).map(drop),
     },
     Key {
         name: "message.timestamp.type",
@@ -200,7 +212,10 @@ pub(crate) fn key(name: &str) -> Result<&'static Key, ApiError> {
     }
     let name_shown = shown(name);
     if NOT_SERVED.contains(&name) {
-        return Err(refuse(name, format!("configuration key `{name_shown}` is not served yet")));
+        return Err(refuse(
+            name,
+            format!("configuration key `{name_shown}` is not served yet"),
+        ));
     }
     let message = match nearest(name, KEYS.iter().map(|key| key.name)) {
         Some(near) => format!("unknown configuration key `{name_shown}`; did you mean `{near}`?"),
@@ -216,7 +231,10 @@ pub(crate) fn key(name: &str) -> Result<&'static Key, ApiError> {
 pub(crate) fn check(name: &str, value: &str, defaults: &Defaults) -> Result<(), ApiError> {
     let key = key(name)?;
     if value.len() > VALUE_LEN_MAX {
-        return Err(refuse(name, format!("the value of `{name}` is longer than {VALUE_LEN_MAX} bytes")));
+        return Err(refuse(
+            name,
+            format!("the value of `{name}` is longer than {VALUE_LEN_MAX} bytes"),
+        ));
     }
     (key.check)(value, defaults).map_err(|why| refuse(name, format!("{name}: {why}")))
 }
@@ -308,13 +326,21 @@ mod tests {
             ("retention.ms".to_owned(), "-1".to_owned()),
             ("retention.bytes".to_owned(), "5000000".to_owned()),
             ("max.message.bytes".to_owned(), "99999999999".to_owned()),
-            ("message.timestamp.type".to_owned(), "LogAppendTime".to_owned()),
+            (
+                "message.timestamp.type".to_owned(),
+                "LogAppendTime".to_owned(),
+            ),
         ]);
         let config = TopicConfig::resolve(&explicit, &defaults());
         assert_eq!(config.log.retention_ms, None);
         assert_eq!(config.log.retention_bytes, Some(5_000_000));
         assert_eq!(config.max_message_bytes, 1_048_588);
         assert!(config.log_append_time);
-        assert_eq!(TopicConfig::resolve(&Explicit::new(), &defaults()).log.retention_ms, Some(604_800_000));
+        assert_eq!(
+            TopicConfig::resolve(&Explicit::new(), &defaults())
+                .log
+                .retention_ms,
+            Some(604_800_000)
+        );
     }
 }

@@ -55,7 +55,20 @@ mod tests {
         }
         let long = "x".repeat(250);
         let huge = "y".repeat(10_240);
-        for name in ["", ".", "..", "../x", "a/b", "a\0b", "a b", "ü", "a\n", "\u{202e}x", &long, &huge] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "a\0b",
+            "a b",
+            "ü",
+            "a\n",
+            "\u{202e}x",
+            &long,
+            &huge,
+        ] {
             let error = check(name).unwrap_err();
             assert_eq!(error.reason, Some(Reason::InvalidTopicName));
             assert!(error.message.len() < 600 && !error.message.contains('\0'));

@@ -1,0 +1,11 @@
+//! A real broker on loopback ports, driven with plain tonic clients.
+
+mod support;
+
+mod admin;
+mod bad_input;
+mod consume;
+mod disk;
+mod lifecycle;
+mod many;
+mod produce;
