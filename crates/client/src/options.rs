@@ -250,7 +250,7 @@ pub enum OffsetReset {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConsumerOptions {
-    /// Bytes of batches fetched ahead of the application; one batch may overrun. Default 16 MiB.
+    /// Bytes of batches fetched ahead of the application, per broker read from; one batch may overrun. Default 16 MiB.
     pub prefetch_bytes: usize,
     /// Bytes of batches in one message from the broker; a larger batch comes alone. Default 1 MiB.
     pub max_response_bytes: usize,

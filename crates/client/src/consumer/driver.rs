@@ -335,6 +335,9 @@ impl Driver {
             News::Said(Down::Hello(_)) => {}
             News::Ended(error) => {
                 tracing::debug!(%error, "fetch stream ended");
+                if !error.is_retriable() {
+                    self.fail_all_of(id.route, &error);
+                }
                 self.on_ended(id.route);
             }
         }
@@ -359,6 +362,17 @@ impl Driver {
             .filter(|(_, assignment)| assignment.route == Some(route));
         for id in on_route.map(|(&id, _)| id).collect::<Vec<_>>() {
             self.send(id);
+        }
+    }
+
+    /// A stream that ended for good, say for a version not supported or a message too large, would end so again.
+    fn fail_all_of(&mut self, route: usize, error: &Error) {
+        let on_route = self
+            .assignments
+            .iter()
+            .filter(|(_, assignment)| assignment.route == Some(route));
+        for id in on_route.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.fail_unless_paused(id, error);
         }
     }
 
@@ -491,8 +505,8 @@ impl Driver {
                     topic: wanted.topic.to_string(),
                     partition: wanted.partition,
                     offset: assignment.next_offset,
-                    log_start: fact(error, &["log_start", "log_start_offset"]).unwrap_or(0),
-                    high_watermark: fact(error, &["high_watermark"]).unwrap_or(0),
+                    log_start: fact(error, "log_start").unwrap_or(0),
+                    high_watermark: fact(error, "high_watermark").unwrap_or(0),
                 };
                 return self.fail(id, error);
             }
@@ -695,9 +709,8 @@ fn damaged(assignment: &Assignment, batches: &[Bytes], error: &timberline_record
 }
 
 fn data_damaged(assignment: &Assignment, error: &ApiError) -> Error {
-    let from =
-        fact(error, &["from", "from_offset", "damaged_from"]).unwrap_or(assignment.next_offset);
-    let to = fact(error, &["to", "to_offset", "damaged_to"]).unwrap_or(from + 1);
+    let from = fact(error, "damaged_from").unwrap_or(assignment.next_offset);
+    let to = fact(error, "damaged_to").unwrap_or(from + 1);
     Error::DataDamaged {
         topic: assignment.wanted.topic.to_string(),
         partition: assignment.wanted.partition,
@@ -707,11 +720,9 @@ fn data_damaged(assignment: &Assignment, error: &ApiError) -> Error {
     }
 }
 
-/// A number out of an error's metadata, under the first of these names.
-fn fact(error: &ApiError, names: &[&str]) -> Option<i64> {
-    names
-        .iter()
-        .find_map(|&name| error.metadata.get(name)?.parse().ok())
+/// A number out of an error's metadata.
+fn fact(error: &ApiError, name: &str) -> Option<i64> {
+    error.metadata.get(name)?.parse().ok()
 }
 
 async fn sleep_until(at: Option<Instant>) {

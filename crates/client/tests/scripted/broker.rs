@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use timberline_client::{ApiError, Reason};
 use timberline_proto::v1;
+use timberline_proto::v1::admin_service_server::AdminServiceServer;
 use timberline_proto::v1::consumer_service_server::{ConsumerService, ConsumerServiceServer};
 use timberline_proto::v1::fetch_request::Kind as FetchUp;
 use timberline_proto::v1::fetch_response::Kind as FetchDown;
@@ -135,6 +136,7 @@ pub(crate) struct State {
     pub(crate) appended: Notify,
     producers: Mutex<(i64, HashMap<i64, i32>)>,
     pub(crate) init_calls: Mutex<u32>,
+    pub(crate) admin: crate::admin::Admin,
     pub(crate) granted: Mutex<i64>,
     pub(crate) sent: Mutex<i64>,
 }
@@ -158,6 +160,7 @@ impl Broker {
             appended: Notify::new(),
             producers: Mutex::new((1000, HashMap::new())),
             init_calls: Mutex::new(0),
+            admin: crate::admin::Admin::default(),
             granted: Mutex::new(0),
             sent: Mutex::new(0),
         });
@@ -205,6 +208,7 @@ impl Broker {
                     ConsumerServiceServer::new(services.clone())
                         .max_encoding_message_size(64 << 20),
                 )
+                .add_service(AdminServiceServer::new(services.0.admin.clone()))
                 .add_service(MetadataServiceServer::new(services))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await

@@ -181,8 +181,8 @@ async fn damage_is_named_and_can_be_passed() {
 
     // Quarantined by the broker.
     let error = ApiError::new(Reason::DataDamaged, "quarantined")
-        .with("from", 3)
-        .with("to", 12);
+        .with("damaged_from", 3)
+        .with("damaged_to", 12);
     broker.faults(|faults| faults.refuse_fetch.push_back(error));
     reader.seek("t", 0, Position::Offset(3)).await.unwrap();
     match soon(reader.recv()).await.unwrap_err() {

@@ -1,5 +1,9 @@
 //! The client against a scripted broker: a real server on loopback whose faults are chosen by the test.
 
+// Helpers of tests, which clippy does not take for tests.
+#![allow(clippy::unwrap_used)]
+
+mod admin;
 mod broker;
 mod consumer;
 mod producer;
