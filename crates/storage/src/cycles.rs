@@ -259,6 +259,7 @@ impl Store {
             journal.closed = false;
         }
         direct.segment.synced_to(direct.upto);
+        direct.log.direct_synced(direct.segment.id, direct.upto);
         let mut queue = shared.queue.lock();
         queue
             .named

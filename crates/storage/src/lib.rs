@@ -53,7 +53,7 @@ pub use frame::{
     leader_epoch,
 };
 pub use ids::{FileId, ReplicaId, ReplicaSpec};
-pub use log::{Appended, ColdRead, Cursor, EntryRef, Log, ReadOutcome};
+pub use log::{Appended, ColdRead, Cursor, EntryRef, Log, ReadOutcome, SealDue};
 pub use options::{HardState, JOURNAL_BYTES_MIN, LogConfig, StoreOptions};
 pub use producers::{BATCHES_REMEMBERED, PRODUCERS_MAX, SequenceCheck};
 pub use recovery::RecoveryReport;

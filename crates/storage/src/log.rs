@@ -48,6 +48,7 @@ pub use append::Appended;
 pub(crate) use cycle::{CycleShare, Room};
 pub use read::{ColdRead, Cursor, ReadOutcome};
 pub use replay::EntryRef;
+pub use seal::SealDue;
 pub(crate) use tail::{Entry, Mark, MarkKind, Pending};
 
 /// One replica's log. All methods take `&self`; appends must come from one thread at a time.

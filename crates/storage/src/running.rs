@@ -132,7 +132,7 @@ fn run_pool(store: &Store, queue: &Mutex<Receiver<Sync>>) {
 fn run_upkeep(store: &Store, pool: &Sender<Sync>) {
     let shared = store.shared();
     loop {
-        let (seal, checkpoint) = {
+        let checkpoint = {
             let mut queue = shared.queue.lock();
             if queue.stop {
                 return;
@@ -142,18 +142,16 @@ fn run_upkeep(store: &Store, pool: &Sender<Sync>) {
                 shared.wake_upkeep.wait(&mut queue);
                 continue;
             }
-            let wanted = std::mem::take(&mut queue.checkpoint_wanted);
-            (queue.seals.pop_front(), wanted)
+            std::mem::take(&mut queue.checkpoint_wanted)
         };
         if checkpoint {
             // An error has poisoned the directory.
             let _ = run_checkpoint(store, pool);
         }
-        if let Some(seal) = seal
-            && let Err(Error::StorageFull { .. }) = seal.run()
+        if let Some(seal) = store.begin_seal()
+            && let Err(Error::StorageFull { .. }) = store.run_seal(seal)
         {
             let mut queue = shared.queue.lock();
-            queue.seals.push_back(seal);
             if !queue.stop {
                 shared.wake_upkeep.wait_for(&mut queue, SEAL_RETRY);
             }

@@ -104,7 +104,7 @@ impl Log {
             let syncing = state
                 .marks
                 .iter()
-                .any(|m| matches!(m.kind, MarkKind::Direct { file, .. } if file == segment.id && !m.done));
+                .any(|m| matches!(m.kind, MarkKind::Direct { file, synced: false, .. } if file == segment.id));
             if syncing {
                 // Its end puts the log into the queue again.
                 return;
@@ -115,6 +115,7 @@ impl Log {
                 MarkKind::Direct {
                     file: segment.id,
                     upto,
+                    synced: false,
                 }
             } else if fits {
                 for frame in state.pending.iter().take(count) {
@@ -156,19 +157,32 @@ impl Log {
         Self::advance(&mut state)
     }
 
+    /// A direct sync is done: the next may start, in the cycle that names this one.
+    pub(crate) fn direct_synced(self: &Arc<Self>, synced_file: FileId, synced_to: u64) {
+        let mut state = self.state.lock();
+        for mark in state.marks.iter_mut() {
+            if let MarkKind::Direct { file, upto, synced } = &mut mark.kind
+                && *file == synced_file
+                && *upto <= synced_to
+            {
+                *synced = true;
+            }
+        }
+        if !state.pending.is_empty() {
+            self.enqueue(&mut state);
+        }
+    }
+
     /// A synced cycle names a direct sync. Returns the durable index if it moved.
     pub(crate) fn direct_named(self: &Arc<Self>, synced: FileId, synced_to: u64) -> Option<u64> {
         let mut state = self.state.lock();
         for mark in state.marks.iter_mut() {
-            if let MarkKind::Direct { file, upto } = mark.kind
+            if let MarkKind::Direct { file, upto, .. } = mark.kind
                 && file == synced
                 && upto <= synced_to
             {
                 mark.done = true;
             }
-        }
-        if !state.pending.is_empty() {
-            self.enqueue(&mut state);
         }
         Self::advance(&mut state)
     }

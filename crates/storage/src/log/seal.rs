@@ -12,10 +12,11 @@ use crate::index::SparseIndex;
 use crate::place::Place;
 use crate::producers::Producers;
 use crate::segment::{Segment, full_or};
+use crate::store::Store;
 
 /// A file to be sealed.
 #[derive(Debug)]
-pub(crate) struct SealDue {
+pub struct SealDue {
     log: Arc<Log>,
     segment: Arc<Segment>,
     last: Place,
@@ -80,12 +81,32 @@ impl Log {
     }
 }
 
+impl Store {
+    /// Takes the next file that waits to be sealed.
+    pub fn begin_seal(&self) -> Option<SealDue> {
+        self.shared().queue.lock().seals.pop_front()
+    }
+
+    /// Seals a file. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::StorageFull`]: the file waits again, try it later. [`Error::Damaged`]: it stays unsealed. Anything
+    /// else poisons the directory.
+    pub fn run_seal(&self, seal: SealDue) -> Result<()> {
+        let result = seal.run();
+        if let Err(Error::StorageFull { .. }) = &result {
+            self.shared().queue.lock().seals.push_back(seal);
+        }
+        result
+    }
+}
+
 impl SealDue {
     /// Writes the footer and syncs the file. Blocking.
     ///
     /// # Errors
     /// [`Error::StorageFull`]: tried again later. Anything else is final.
-    pub(crate) fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<()> {
         let log = &self.log;
         let result = self.write_footer();
         log.with_state(|state, _| state.sealing.retain(|id| *id != self.segment.id));

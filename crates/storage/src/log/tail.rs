@@ -51,6 +51,10 @@ pub(crate) struct Mark {
 pub(crate) enum MarkKind {
     /// The cycle in flight.
     Cycle,
-    /// A direct sync of the file up to the position, once a cycle names it.
-    Direct { file: FileId, upto: u64 },
+    /// A direct sync of the file up to the position, once a cycle names it. `synced`: only the name is missing.
+    Direct {
+        file: FileId,
+        upto: u64,
+        synced: bool,
+    },
 }

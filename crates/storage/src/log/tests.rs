@@ -207,8 +207,8 @@ fn segments_roll_seal_and_go() {
     }
     commit_all(&opened.store, &log);
     assert!(log.segments() >= 9);
-    while let Some(seal) = { opened.store.shared().queue.lock().seals.pop_front() } {
-        seal.run().unwrap();
+    while let Some(seal) = opened.store.begin_seal() {
+        opened.store.run_seal(seal).unwrap();
     }
     let target = log.retention_target(100).unwrap();
     log.append_log_start(1, target, 101).unwrap();

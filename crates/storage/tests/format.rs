@@ -1,0 +1,221 @@
+//! The on-disk format, pinned: a small data directory is written the same way each time and compared with the
+//! committed one, byte for byte; the committed one is opened and must give back everything.
+//!
+//! Two moments are kept. `running`: after a kill, the journal holds what the table does not. `closed`: after a clean
+//! stop, with a sealed segment. `UPDATE_FIXTURES=1` rewrites them, which is right only together with
+//! `docs/storage-format.md` and a higher version of what changed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+#[path = "format/dump.rs"]
+mod dump;
+#[path = "format/history.rs"]
+mod history;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use timberline_record::Batch;
+use timberline_storage::disk::{Disk, FaultDisk, OpenMode, RealDisk};
+use timberline_storage::{
+    EntryKind, Error, Log, Opened, ReplicaId, SequenceCheck, Store, StoreOptions,
+};
+
+use dump::Tree;
+use history::{CLOSED, RUNNING};
+
+const DIR: &str = "/data";
+
+fn open(disk: &FaultDisk) -> Result<Opened, Error> {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    Store::open(disk, Path::new(DIR), StoreOptions::default())
+}
+
+/// A fault disk that holds the directory.
+fn disk_with(tree: &Tree) -> FaultDisk {
+    let disk = FaultDisk::new(1);
+    tree.put(&disk, Path::new(DIR));
+    disk
+}
+
+fn values(log: &Arc<Log>) -> Vec<String> {
+    let mut cursor = log.cursor(log.log_start());
+    let mut out = Vec::new();
+    loop {
+        let batches = log.read_blocking(&mut cursor, 1 << 20).unwrap();
+        if batches.is_empty() {
+            return out;
+        }
+        for bytes in batches {
+            let records = Batch::parse(bytes).unwrap();
+            for record in records.records(&Default::default()).unwrap() {
+                let record = record.unwrap();
+                assert_eq!(record.offset, out.len() as i64);
+                let value = record.value.unwrap();
+                out.push(String::from_utf8(value[..value.len().min(8)].to_vec()).unwrap());
+            }
+        }
+    }
+}
+
+fn kinds(log: &Arc<Log>) -> Vec<(u64, u64, EntryKind, i64)> {
+    let mut out = Vec::new();
+    log.replay(1, |entry| {
+        out.push((entry.index, entry.term, entry.kind, entry.base_offset));
+        Ok(())
+    })
+    .unwrap();
+    out
+}
+
+fn log(opened: &Opened, replica: u64) -> Arc<Log> {
+    opened.store.log(ReplicaId(replica)).unwrap()
+}
+
+/// What both moments hold, once everything is committed.
+fn check_contents(opened: &Opened) {
+    assert_eq!(opened.report.damage, Vec::<String>::new());
+    assert_eq!(opened.report.foreign, Vec::<String>::new());
+    assert_eq!(
+        opened.store.directory_id(),
+        history::options().directory_id.unwrap()
+    );
+    let ids: Vec<u64> = opened.logs.iter().map(|l| l.spec().replica.0).collect();
+    assert_eq!(ids, [1, 2, 4], "replica 3 was removed");
+
+    let data = log(opened, 1);
+    assert_eq!(*data.spec(), history::spec(1));
+    let hard = data.hard_state();
+    assert_eq!((hard.term, hard.vote), (2, 1));
+    data.commit_to(data.last_index());
+    use EntryKind::{Command, Config, Data, LogStart, Noop};
+    assert_eq!(
+        kinds(&data),
+        [
+            (1, 1, Noop, 0),
+            (2, 1, Data, 0),
+            (3, 1, Data, 2),
+            (4, 1, Data, 3),
+            (5, 2, Noop, 4),
+            (6, 2, Data, 4),
+        ]
+    );
+    assert_eq!(
+        values(&data),
+        ["first", "second", "llllllll", "fourth", "afterwar"]
+    );
+    assert_eq!(data.offset_for_time(1_004).unwrap(), Some((3, 1_004)));
+    let check = |sequence| data.check_producer(history::produced("x", 0, sequence).header());
+    assert!(matches!(
+        check(1),
+        SequenceCheck::Duplicate {
+            index: 4,
+            base_offset: 3,
+            append_time_ms: 5_004
+        }
+    ));
+    assert_eq!(
+        check(3),
+        SequenceCheck::Accept,
+        "the truncated one is forgotten"
+    );
+
+    let state = log(opened, 2);
+    assert_eq!((state.hard_state().term, state.hard_state().vote), (7, 9));
+    state.commit_to(state.last_index());
+    assert_eq!(
+        kinds(&state),
+        [
+            (1, 7, Config, 0),
+            (2, 7, Command, 0),
+            (3, 7, Command, 0),
+            (4, 7, LogStart, 0),
+        ]
+    );
+
+    let empty = log(opened, 4);
+    assert_eq!((empty.last_index(), empty.segments()), (0, 0));
+}
+
+#[test]
+fn the_bytes_are_those_of_the_fixtures() {
+    let (running, closed) = history::write();
+    running.compare(RUNNING);
+    closed.compare(CLOSED);
+}
+
+#[test]
+fn a_closed_directory_is_read() {
+    let opened = open(&disk_with(&Tree::load(CLOSED))).unwrap();
+    assert!(opened.report.clean);
+    assert_eq!((opened.report.cycles, opened.report.bytes_walked), (0, 0));
+    assert_eq!(opened.store.boot(), 2);
+    check_contents(&opened);
+}
+
+#[test]
+fn a_killed_directory_is_recovered() {
+    let opened = open(&disk_with(&Tree::load(RUNNING))).unwrap();
+    assert!(!opened.report.clean);
+    assert!(opened.report.frames > 0);
+    check_contents(&opened);
+}
+
+#[test]
+fn the_journal_alone_restores_files_that_the_table_does_not_list() {
+    let mut tree = Tree::load(RUNNING);
+    for name in history::BORN_AFTER_TABLE {
+        assert_eq!(tree.remove_matching(name), 1);
+    }
+    let opened = open(&disk_with(&tree)).unwrap();
+    check_contents(&opened);
+}
+
+#[test]
+fn the_older_table_and_the_journal_make_the_same() {
+    let mut tree = Tree::load(RUNNING);
+    assert_eq!(tree.remove_matching(history::NEWER_TABLE), 1);
+    tree.add(history::NEWER_TABLE, Vec::new());
+    let opened = open(&disk_with(&tree)).unwrap();
+    assert!(opened.report.table_lost);
+    check_contents(&opened);
+}
+
+#[test]
+fn the_real_disk_reads_them_too() {
+    for fixture in [RUNNING, CLOSED] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::default();
+        let root = dir.path().join("data");
+        Tree::load(fixture).put(&disk, &root);
+        let opened = Store::open(Arc::new(disk), &root, StoreOptions::default()).unwrap();
+        check_contents(&opened);
+        opened.store.close().unwrap();
+    }
+}
+
+#[test]
+fn newer_versions_are_refused_and_left_alone() {
+    // The version's low byte: of the identity, and of both checkpoint tables.
+    for files in [&["identity"][..], &["table.0", "table.1"][..]] {
+        let disk = disk_with(&Tree::load(CLOSED));
+        for name in files {
+            let path = Path::new(DIR).join(name);
+            let file = disk.open(&path, OpenMode::Existing).unwrap();
+            file.write_at(8, &[&[99]]).unwrap();
+        }
+        let before = Tree::take(&disk, Path::new(DIR));
+        let refused = open(&disk);
+        assert!(
+            matches!(
+                refused,
+                Err(Error::NewerFormat {
+                    found: 99,
+                    known: 1,
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+        assert!(before == Tree::take(&disk, Path::new(DIR)));
+    }
+}

@@ -1,0 +1,199 @@
+//! The history whose traces on disk are the fixtures: every kind of journal record, entry and file end, small.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use timberline_record::{Batch, BatchBuilder, Codec, ProducerStamp, TimestampType};
+use timberline_storage::disk::{Disk, FaultDisk};
+use timberline_storage::{
+    EntryKind, HardState, Listener, Log, LogConfig, ReplicaId, ReplicaSpec, Store, StoreOptions,
+};
+use uuid::Uuid;
+
+use crate::DIR;
+use crate::dump::Tree;
+
+/// Fixture: killed, with a journal to replay.
+pub(crate) const RUNNING: &str = "v1/running";
+/// Fixture: stopped cleanly.
+pub(crate) const CLOSED: &str = "v1/closed";
+/// Ends of the names of the segments that the newest table of `running` does not list.
+pub(crate) const BORN_AFTER_TABLE: [&str; 2] = ["0004.seg", "0005.seg"];
+/// The slot with the newest table of `running`.
+pub(crate) const NEWER_TABLE: &str = "table.1";
+
+pub(crate) fn options() -> StoreOptions {
+    StoreOptions {
+        journal_bytes: 1 << 20,
+        direct_sync_bytes: 1_000,
+        directory_id: Some(Uuid::from_u128(0x0d17_0000_0000_0000_0000_0000_0000_0001)),
+        ..StoreOptions::default()
+    }
+}
+
+fn config() -> LogConfig {
+    LogConfig {
+        segment_bytes: 2_048,
+        ..LogConfig::default()
+    }
+}
+
+pub(crate) fn spec(replica: u64) -> ReplicaSpec {
+    ReplicaSpec {
+        replica: ReplicaId(replica),
+        topic: Uuid::from_u128(0x7091_c000_0000_0000_0000_0000_0000_000a),
+        partition: replica as u32 + 10,
+    }
+}
+
+fn batch(values: &[&str], timestamp: i64, producer: Option<ProducerStamp>) -> Batch {
+    let mut builder = BatchBuilder::new(Codec::None, TimestampType::CreateTime);
+    for value in values {
+        let value = Some(value.as_bytes());
+        builder.append(timestamp, Some(b"key"), value, &[]).unwrap();
+    }
+    builder.build(producer).unwrap()
+}
+
+/// One record of producer 77.
+pub(crate) fn produced(value: &str, timestamp: i64, base_sequence: i32) -> Batch {
+    let stamp = ProducerStamp {
+        id: 77,
+        epoch: 3,
+        base_sequence,
+    };
+    batch(&[value], timestamp, Some(stamp))
+}
+
+/// Runs everything that waits until nothing does.
+fn settle(store: &Store) {
+    loop {
+        let work = store.begin_cycle(false);
+        if work.is_empty() {
+            return;
+        }
+        for direct in work.direct {
+            store.run_direct(&direct).unwrap();
+            store.finish_direct(direct);
+        }
+        if let Some(cycle) = work.cycle {
+            store.run_cycle(&cycle).unwrap();
+            store.finish_cycle(cycle);
+        }
+    }
+}
+
+fn closing_mark(store: &Store) {
+    let mark = store.begin_cycle(true).cycle.unwrap();
+    store.run_cycle(&mark).unwrap();
+    store.finish_cycle(mark);
+}
+
+fn vote(log: &Arc<Log>, term: u64, vote: u64) {
+    let commit = 0;
+    log.set_hard_state(HardState { term, vote, commit });
+}
+
+struct Silent;
+
+impl Listener for Silent {
+    fn durable(&self, _: &[(ReplicaId, u64)]) {}
+    fn poisoned(&self, why: &str) {
+        panic!("{why}");
+    }
+}
+
+/// Writes the directory; returns it as it was while the store ran, and after a clean stop.
+pub(crate) fn write() -> (Tree, Tree) {
+    let fault = FaultDisk::new(1);
+    let disk: Arc<dyn Disk> = Arc::new(fault.clone());
+    let opened = Store::open(disk, Path::new(DIR), options()).unwrap();
+    let store = opened.store;
+    let create = |n| store.create_replica(spec(n), config()).unwrap();
+
+    // Replica 1: records. Its second file comes from a roll, its third from a cut.
+    let data = create(1);
+    vote(&data, 1, 1);
+    data.append(1, EntryKind::Noop, Bytes::new(), 5_000)
+        .unwrap();
+    let two = batch(&["first", "second"], 1_001, None);
+    data.append_batch(1, &two, 5_001).unwrap();
+    settle(&store);
+    // Enough for a direct sync, which the next cycle names; too much for what is left of the file.
+    let large = produced(&"l".repeat(1_200), 1_003, 0);
+    data.append_batch(1, &large, 5_003).unwrap();
+    settle(&store);
+    data.commit_to(3);
+
+    // Replica 3 comes and goes; the table never hears of it.
+    let gone = create(3);
+    gone.append(1, EntryKind::Noop, Bytes::new(), 5_003)
+        .unwrap();
+    settle(&store);
+    store.remove_replica(ReplicaId(3)).unwrap();
+    drop(gone);
+    settle(&store);
+
+    store.checkpoint_now(false).unwrap();
+
+    // Replica 2: a state log. Replica 4 has no entry, so no file.
+    let state = create(2);
+    let empty = create(4);
+    vote(&state, 7, 9);
+    for (kind, payload) in [
+        (EntryKind::Config, &b"voters: 1 2 3"[..]),
+        (EntryKind::Command, b"set a"),
+        (EntryKind::Command, b""),
+    ] {
+        let payload = Bytes::copy_from_slice(payload);
+        state.append(7, kind, payload, 6_000).unwrap();
+    }
+    state.append_log_start(7, 0, 5_999).unwrap();
+    settle(&store);
+
+    // A clock that goes back: the append time does not.
+    data.append_batch(1, &produced("fourth", 1_004, 1), 5_004)
+        .unwrap();
+    data.append_batch(1, &produced("truncated", 1_005, 2), 4_000)
+        .unwrap();
+    settle(&store);
+    // Another leader never had the last one.
+    data.truncate_after(4).unwrap();
+    vote(&data, 2, 1);
+    data.append(2, EntryKind::Noop, Bytes::new(), 5_006)
+        .unwrap();
+    data.append_batch(2, &batch(&["afterwards"], 1_006, None), 5_007)
+        .unwrap();
+    settle(&store);
+    closing_mark(&store);
+    let running = Tree::take(&fault, Path::new(DIR));
+
+    data.commit_to(data.last_index());
+    state.commit_to(state.last_index());
+    let started = store.start(Arc::new(Silent)).unwrap();
+    wait_until_sealed(&fault, 2);
+    started.stop().unwrap();
+    drop((data, state, empty));
+    (running, Tree::take(&fault, Path::new(DIR)))
+}
+
+/// Sealing is the upkeep thread's; the end of a sealed file is its trailer.
+fn wait_until_sealed(disk: &FaultDisk, files: usize) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    let sealed = || {
+        let files = disk.files().into_iter();
+        let ends = files.filter(|(path, _)| {
+            // A dead file may be deleted meanwhile.
+            let bytes = disk.raw(path).unwrap_or_default();
+            let trailer = bytes.len().checked_sub(32).map(|at| &bytes[at..at + 8]);
+            trailer == Some(b"TBLFOOTR")
+        });
+        ends.count()
+    };
+    while sealed() < files {
+        assert!(Instant::now() < patience, "the segments are not sealed");
+        std::thread::yield_now();
+    }
+}
