@@ -2,13 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use timberline_record::{Batch, BatchBuilder, Codec, ProducerStamp, TimestampType};
 use timberline_storage::disk::{Disk, FaultDisk};
 use timberline_storage::{
-    EntryKind, HardState, Listener, Log, LogConfig, ReplicaId, ReplicaSpec, Store, StoreOptions,
+    EntryKind, HardState, Log, LogConfig, ReplicaId, ReplicaSpec, Store, StoreOptions,
 };
 use uuid::Uuid;
 
@@ -96,15 +95,6 @@ fn vote(log: &Arc<Log>, term: u64, vote: u64) {
     log.set_hard_state(HardState { term, vote, commit });
 }
 
-struct Silent;
-
-impl Listener for Silent {
-    fn durable(&self, _: &[(ReplicaId, u64)]) {}
-    fn poisoned(&self, why: &str) {
-        panic!("{why}");
-    }
-}
-
 /// Writes the directory; returns it as it was while the store ran, and after a clean stop.
 pub(crate) fn write() -> (Tree, Tree) {
     let fault = FaultDisk::new(1);
@@ -172,28 +162,10 @@ pub(crate) fn write() -> (Tree, Tree) {
 
     data.commit_to(data.last_index());
     state.commit_to(state.last_index());
-    let started = store.start(Arc::new(Silent)).unwrap();
-    wait_until_sealed(&fault, 2);
-    started.stop().unwrap();
+    while let Some(seal) = store.begin_seal() {
+        store.run_seal(seal).unwrap();
+    }
+    store.close().unwrap();
     drop((data, state, empty));
     (running, Tree::take(&fault, Path::new(DIR)))
-}
-
-/// Sealing is the upkeep thread's; the end of a sealed file is its trailer.
-fn wait_until_sealed(disk: &FaultDisk, files: usize) {
-    let patience = Instant::now() + Duration::from_secs(60);
-    let sealed = || {
-        let files = disk.files().into_iter();
-        let ends = files.filter(|(path, _)| {
-            // A dead file may be deleted meanwhile.
-            let bytes = disk.raw(path).unwrap_or_default();
-            let trailer = bytes.len().checked_sub(32).map(|at| &bytes[at..at + 8]);
-            trailer == Some(b"TBLFOOTR")
-        });
-        ends.count()
-    };
-    while sealed() < files {
-        assert!(Instant::now() < patience, "the segments are not sealed");
-        std::thread::yield_now();
-    }
 }
