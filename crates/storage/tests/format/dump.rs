@@ -27,7 +27,7 @@ impl Tree {
     pub(crate) fn take(disk: &FaultDisk, dir: &Path) -> Tree {
         let below = disk.files().into_iter().filter_map(|(path, _)| {
             let name = path.strip_prefix(dir).ok()?.to_str()?.to_owned();
-            (name != "lock").then(|| (name, disk.raw(&path).unwrap()))
+            Some((name, disk.raw(&path).unwrap()))
         });
         Tree {
             files: below.collect(),
@@ -151,10 +151,10 @@ fn parse(text: &str) -> Vec<u8> {
     let len: usize = first.strip_prefix("length ").unwrap().parse().unwrap();
     let mut bytes = vec![0; len];
     for line in rest.lines() {
-        let mut at = usize::from_str_radix(&line[..8], 16).unwrap();
-        for byte in line[8..].split_once('|').unwrap().0.split_whitespace() {
-            bytes[at] = u8::from_str_radix(byte, 16).unwrap();
-            at += 1;
+        let at = usize::from_str_radix(&line[..8], 16).unwrap();
+        let hex = line[8..].split_once('|').unwrap().0.split_whitespace();
+        for (slot, byte) in bytes[at..].iter_mut().zip(hex) {
+            *slot = u8::from_str_radix(byte, 16).unwrap();
         }
     }
     bytes
