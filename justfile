@@ -43,7 +43,7 @@ bench NAME *ARGS:
 
 # Crash points on the fault disk, by number of seeds; each planted bug must be found.
 crash SEEDS="2000":
-    TIMBERLINE_CRASH_SEEDS={{SEEDS}} cargo test --release --locked -p timberline-tests --test crash -- --nocapture
+    CRASH_SEEDS={{SEEDS}} cargo test --release --locked -p timberline-tests --test crash -- --nocapture
 
 # Rewrites the golden fixtures of the on-disk format: only together with docs/storage-format.md.
 fixtures:
