@@ -29,6 +29,9 @@ const QUEUE: usize = 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Events handled before batches are looked after.
 const EVENTS_AT_ONCE: usize = 64;
+/// So often in a row a topic in use must be called unknown before what waits for it fails: a broker that has just
+/// started may not know it yet.
+const UNKNOWN_TRIES: u32 = 5;
 /// An epoch cannot be raised further than this in the record format.
 const MAX_EPOCH: i16 = i16::MAX;
 
@@ -68,6 +71,8 @@ enum RouteState {
 /// Looking up a topic.
 struct Lookup {
     running: bool,
+    /// Times in a row that the topic was called unknown.
+    unknown: u32,
     not_before: Instant,
     backoff: Backoff,
 }
@@ -350,6 +355,7 @@ impl Driver {
         let now = Instant::now();
         let lookup = self.lookups.entry(topic.clone()).or_insert_with(|| Lookup {
             running: false,
+            unknown: 0,
             not_before: now,
             backoff: Backoff::new(options.retry_backoff, options.retry_backoff_max),
         });
@@ -438,8 +444,12 @@ impl Driver {
     }
 
     fn on_located(&mut self, topic: &Arc<str>, view: Result<Arc<TopicView>>) {
+        let unknown = matches!(&view, Err(error) if error.reason() == Some(Reason::UnknownTopic));
+        let mut tries = 0;
         if let Some(lookup) = self.lookups.get_mut(topic) {
             lookup.running = false;
+            lookup.unknown = if unknown { lookup.unknown + 1 } else { 0 };
+            tries = lookup.unknown;
         }
         match view {
             Ok(view) => {
@@ -450,9 +460,8 @@ impl Driver {
                 self.learn_slots();
                 self.apply_leaders(&view);
             }
-            Err(error) if error.reason() == Some(Reason::UnknownTopic) => {
-                self.topic_gone(topic, None, &error)
-            }
+            Err(_) if unknown && tries < UNKNOWN_TRIES => self.locate(topic.clone()),
+            Err(error) if unknown => self.topic_gone(topic, None, &error),
             Err(error) => {
                 tracing::debug!(%error, %topic, "metadata not available");
                 self.serve_topic(topic);
