@@ -97,3 +97,12 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 }
+
+/// The checksum of a versioned structure: it covers the version too, so that damage there is damage, not a newer
+/// format.
+pub(crate) fn versioned_crc(version: u32, body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&version.to_le_bytes());
+    hasher.update(body);
+    hasher.finalize()
+}

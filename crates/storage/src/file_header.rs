@@ -3,7 +3,7 @@
 //! It fills the file's first sector, so that it is there or not, never half. It is written once. A journal record
 //! carries it too, so that a file created just before a crash can be made again.
 
-use crate::codec::{Malformed, Put, Reader};
+use crate::codec::{Malformed, Put, Reader, versioned_crc};
 use crate::ids::{FileId, ReplicaId, ReplicaSpec};
 use crate::place::Place;
 
@@ -46,7 +46,7 @@ impl FileHeader {
         out.u32(self.spec.partition);
         self.cut.encode(&mut out);
         debug_assert_eq!(out.len(), ENCODED_LEN);
-        let crc = crc32fast::hash(&out[16..]);
+        let crc = versioned_crc(VERSION, &out[16..]);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
     }
@@ -66,7 +66,7 @@ impl FileHeader {
         let version = reader.u32()?;
         let crc = reader.u32()?;
         let mut rest = *reader;
-        if crc32fast::hash(rest.raw(ENCODED_LEN - 16)?) != crc {
+        if versioned_crc(version, rest.raw(ENCODED_LEN - 16)?) != crc {
             return Err(Malformed("checksum"));
         }
         if version != VERSION {

@@ -4,7 +4,7 @@
 //! Nothing acknowledged depends on it: a segment whose footer is torn is sealed again, the checkpoint table holds
 //! the producer state too.
 
-use crate::codec::{Malformed, Put, Reader};
+use crate::codec::{Malformed, Put, Reader, versioned_crc};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::file_header::FIRST_FRAME;
@@ -43,7 +43,7 @@ impl Footer {
         out.blob(&self.membership);
         self.producers.encode(&mut out);
         self.index.encode(&mut out);
-        let (len, crc) = (out.len() as u64, crc32fast::hash(&out));
+        let (len, crc) = (out.len() as u64, versioned_crc(VERSION, &out));
         out.raw(MAGIC);
         out.u32(VERSION);
         out.u32(crc);
@@ -91,7 +91,7 @@ impl Footer {
         }
         let mut bytes = vec![0; footer_len as usize];
         let read = file.read_at(start, &mut bytes).map_err(io())?;
-        if read != bytes.len() || crc32fast::hash(&bytes) != crc {
+        if read != bytes.len() || versioned_crc(version, &bytes) != crc {
             return Ok(None);
         }
         if version != VERSION {

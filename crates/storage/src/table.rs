@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::codec::{Malformed, Put, Reader};
+use crate::codec::{Malformed, Put, Reader, versioned_crc};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ReplicaId, ReplicaSpec};
 use crate::options::HardState;
 use crate::place::Place;
+use crate::segment::full_or;
 
 const MAGIC: &[u8; 8] = b"TBLTABLE";
 const VERSION: u32 = 1;
@@ -20,6 +21,9 @@ const VERSION: u32 = 1;
 const HEAD_LEN: usize = 24;
 /// Longest table, bytes: a million replicas fit.
 const TABLE_BYTES_MAX: u64 = 1 << 30;
+
+/// Space reserved for a table at least, bytes.
+const SLOT_BYTES_MIN: u64 = 64 << 10;
 
 /// A segment as the table lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +94,7 @@ impl Table {
         let mut head = Vec::with_capacity(HEAD_LEN);
         head.raw(MAGIC);
         head.u32(VERSION);
-        head.u32(crc32fast::hash(&out[HEAD_LEN..]));
+        head.u32(versioned_crc(VERSION, &out[HEAD_LEN..]));
         head.u64(out.len() as u64);
         out[..HEAD_LEN].copy_from_slice(&head);
         out
@@ -124,9 +128,28 @@ impl Table {
     /// Writes the table over a slot and syncs it.
     pub(crate) fn write(&self, slot: &dyn DiskFile) -> Result<()> {
         let bytes = self.encode();
+        Self::reserve(slot, bytes.len() as u64)?;
+        Self::put(slot, &bytes)
+    }
+
+    /// Writes an encoded table over a slot that has the space, and syncs it. Any error is final.
+    pub(crate) fn put(slot: &dyn DiskFile, bytes: &[u8]) -> Result<()> {
         let what = || Error::io("writing the checkpoint table");
-        slot.write_at(0, &[&bytes]).map_err(what())?;
+        slot.write_at(0, &[bytes]).map_err(what())?;
         slot.sync().map_err(what())
+    }
+
+    /// Makes sure that a table of this length can be written, and some larger ones if there is space.
+    ///
+    /// # Errors
+    /// [`Error::StorageFull`] changes nothing.
+    pub(crate) fn reserve(slot: &dyn DiskFile, len: u64) -> Result<()> {
+        let ample = len.next_power_of_two().max(SLOT_BYTES_MIN);
+        let grown = match slot.reserve(0, ample) {
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull => slot.reserve(0, len),
+            other => other,
+        };
+        grown.map_err(|e| full_or(e, len, Error::io("reserving a checkpoint table")))
     }
 
     /// Reads a slot from the device: `None` when it holds no whole table.
@@ -163,7 +186,7 @@ impl Table {
             return Ok(None);
         }
         let mut bytes = vec![0; len as usize];
-        if read(0, &mut bytes)? != bytes.len() || crc32fast::hash(&bytes[HEAD_LEN..]) != crc {
+        if read(0, &mut bytes)? != bytes.len() || versioned_crc(version, &bytes[HEAD_LEN..]) != crc {
             return Ok(None);
         }
         if version != VERSION {

@@ -191,6 +191,18 @@ fn the_real_disk_reads_them_too() {
 }
 
 #[test]
+fn a_rotten_version_in_one_table_slot_loses_nothing() {
+    let disk = disk_with(&Tree::load(CLOSED));
+    let file = disk
+        .open(&Path::new(DIR).join("table.0"), OpenMode::Existing)
+        .unwrap();
+    file.write_at(8, &[&[99]]).unwrap();
+    let opened = open(&disk).unwrap();
+    assert!(opened.report.table_lost);
+    check_contents(&opened);
+}
+
+#[test]
 fn newer_versions_are_refused_and_left_alone() {
     // The version's low byte: of the identity, and of both checkpoint tables.
     for files in [&["identity"][..], &["table.0", "table.1"][..]] {
@@ -198,7 +210,20 @@ fn newer_versions_are_refused_and_left_alone() {
         for name in files {
             let path = Path::new(DIR).join(name);
             let file = disk.open(&path, OpenMode::Existing).unwrap();
-            file.write_at(8, &[&[99]]).unwrap();
+            let mut bytes = vec![0; file.len().unwrap() as usize];
+            file.read_at(0, &mut bytes).unwrap();
+            bytes[8] = 99;
+            // The version is under the checksum: a newer program writes a matching one.
+            let body = if *name == "identity" {
+                16..32
+            } else {
+                24..u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize
+            };
+            let mut crc = crc32fast::Hasher::new();
+            crc.update(&bytes[8..12]);
+            crc.update(&bytes[body]);
+            bytes[12..16].copy_from_slice(&crc.finalize().to_le_bytes());
+            file.write_at(0, &[&bytes]).unwrap();
         }
         let before = Tree::take(&disk, Path::new(DIR));
         let refused = open(&disk);

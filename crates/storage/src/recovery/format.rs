@@ -3,11 +3,12 @@
 //! The identity is written last, so that a directory is ours only when the rest of it is whole.
 
 use std::io::ErrorKind;
+use std::path::Path;
 
 use uuid::Uuid;
 
 use super::{RecoveryReport, open_file};
-use crate::codec::{Put, Reader};
+use crate::codec::{Put, Reader, versioned_crc};
 use crate::disk::OpenMode;
 use crate::error::{Error, Result};
 use crate::options::JOURNAL_BYTES_MIN;
@@ -37,7 +38,8 @@ pub(crate) fn open_or_create(shared: &Shared, report: &mut RecoveryReport) -> Re
             let read = file
                 .read_at(0, &mut bytes)
                 .map_err(Error::io(format!("reading {}", path.display())))?;
-            if read < IDENTITY_LEN && !holds_data(shared) {
+            let unwritten = read < IDENTITY_LEN || bytes == [0; IDENTITY_LEN];
+            if unwritten && !holds_data(shared) {
                 // The power failed while the directory was made.
                 return create(shared, report);
             }
@@ -62,7 +64,7 @@ fn read_identity(bytes: &[u8; IDENTITY_LEN], name: &str) -> Result<Uuid> {
     let magic = reader.raw(8).map_err(bad)?;
     let version = reader.u32().map_err(bad)?;
     let crc = reader.u32().map_err(bad)?;
-    if magic != MAGIC || crc != crc32fast::hash(&bytes[16..]) {
+    if magic != MAGIC || crc != versioned_crc(version, &bytes[16..]) {
         return Err(Error::corrupt(name, "its checksum does not match"));
     }
     if version != VERSION {
@@ -128,8 +130,9 @@ fn create(shared: &Shared, report: &mut RecoveryReport) -> Result<Uuid> {
     let mut bytes = Vec::with_capacity(IDENTITY_LEN);
     bytes.raw(MAGIC);
     bytes.u32(VERSION);
-    bytes.u32(crc32fast::hash(directory.as_bytes()));
+    bytes.u32(versioned_crc(VERSION, directory.as_bytes()));
     bytes.uuid(directory);
+    sync_names_above(shared)?;
     let identity = open_file(shared, &shared.dir.join(IDENTITY), OpenMode::CreateOrOpen)?;
     shared
         .disk
@@ -144,4 +147,21 @@ fn create(shared: &Shared, report: &mut RecoveryReport) -> Result<Uuid> {
         .sync_dir(&shared.dir)
         .map_err(io("its entries"))?;
     Ok(directory)
+}
+
+/// Makes the directory's own name durable, and those above it: whoever made them may have been stopped before.
+fn sync_names_above(shared: &Shared) -> Result<()> {
+    for above in shared.dir.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            above
+        };
+        match shared.disk.sync_dir(above) {
+            // Not ours to write, so not made by us.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => break,
+            other => other.map_err(Error::io(format!("syncing {}", above.display())))?,
+        }
+    }
+    Ok(())
 }

@@ -154,6 +154,12 @@ impl Walker<'_> {
                 // Only its beginning is proven: nobody was promised it.
                 Err(FrameFault::Short) => return Ok(false),
                 Err(_) if self.shared.has_bug(Bug::CountUnsynced) => return Ok(false),
+                // A newer program wrote it: skipping it would change what the log means.
+                Err(fault @ (FrameFault::Kind(_) | FrameFault::Version(_))) => {
+                    let name = segment.name();
+                    self.broken = Some(format!("{name} at {}: {fault}; run the newer version", self.pos));
+                    return Ok(false);
+                }
                 Err(fault) => {
                     if !self.damage(segment, scan, fault)? {
                         return Ok(false);
