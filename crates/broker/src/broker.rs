@@ -248,13 +248,15 @@ impl Recovered {
         };
         let first_index = log.first_index();
         let group = Solo::lead(Arc::clone(&log));
-        let ring = Arc::clone(&committed);
+        let follow = Arc::clone(&committed);
         shards.submit(
             METADATA_REPLICA,
             Work::Adopt {
                 group: Box::new(group),
                 partition: Partition::new(Arc::clone(&log)),
-                on_commit: Some(Arc::new(move || ring.ring())),
+                on_commit: Some(Arc::new(move |index, payload| {
+                    follow.committed(index, payload)
+                })),
             },
         );
         let mut backend = Backend {

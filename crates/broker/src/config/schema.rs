@@ -108,6 +108,7 @@ macro_rules! sections {
         }
 
         /// Every key, in the order of the reference.
+        #[allow(clippy::vec_init_then_push, reason = "one push for each key of each section, by the macro")]
         pub fn keys() -> Vec<Key> {
             let defaults = BrokerConfig::default();
             let mut keys = Vec::new();

@@ -68,7 +68,7 @@ pub(crate) trait Group: Send {
     fn term(&self) -> u64;
 
     /// Proposes one entry at time `now_ms`.
-    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Refused>;
+    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<Refused>>;
 
     /// Entries up to `index` are on this broker's stable storage.
     fn durable(&mut self, index: u64);

@@ -71,16 +71,16 @@ impl Group for Solo {
         self.term
     }
 
-    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Refused> {
+    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<Refused>> {
         match self.append(&entry, now_ms) {
             Ok(appended) => Ok(Proposed {
                 index: appended.index,
                 base_offset: appended.base_offset,
             }),
-            Err(error) => Err(Refused {
+            Err(error) => Err(Box::new(Refused {
                 entry,
                 why: Why::Storage(error),
-            }),
+            })),
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use prost::Message;
 use timberline_proto::internal as pb;
@@ -35,13 +36,13 @@ pub(crate) struct Committed {
     pub(crate) buried: Mutex<HashSet<u64>>,
     /// Commands applied since the last image.
     pub(crate) since_image: AtomicUsize,
-    commit: Mutex<Doorbell>,
-    rung: Condvar,
+    inbox: Mutex<Inbox>,
+    filled: Condvar,
 }
 
 #[derive(Default)]
-struct Doorbell {
-    rung: bool,
+struct Inbox {
+    commands: Vec<(u64, Bytes)>,
     stop: bool,
 }
 
@@ -53,31 +54,31 @@ impl Committed {
             quarantined: AtomicUsize::new(0),
             buried: Mutex::default(),
             since_image: AtomicUsize::new(0),
-            commit: Mutex::default(),
-            rung: Condvar::new(),
+            inbox: Mutex::default(),
+            filled: Condvar::new(),
         })
     }
 
-    /// The metadata log's commit moved. Called by its shard; does not block.
-    pub(crate) fn ring(&self) {
-        self.commit.lock().rung = true;
-        self.rung.notify_one();
+    /// A command was committed. Called by the log's shard, in order; does not block. What waits is bounded by the
+    /// frontend's changes under way.
+    pub(crate) fn committed(&self, index: u64, payload: Bytes) {
+        self.inbox.lock().commands.push((index, payload));
+        self.filled.notify_one();
     }
 
     /// Ends the backend's thread.
     pub(crate) fn stop(&self) {
-        self.commit.lock().stop = true;
-        self.rung.notify_one();
+        self.inbox.lock().stop = true;
+        self.filled.notify_one();
     }
 
-    /// Waits for a commit; false at the end.
-    fn wait(&self) -> bool {
-        let mut bell = self.commit.lock();
-        while !bell.rung && !bell.stop {
-            self.rung.wait(&mut bell);
+    /// Waits for commands; `None` at the end.
+    fn wait(&self) -> Option<Vec<(u64, Bytes)>> {
+        let mut inbox = self.inbox.lock();
+        while inbox.commands.is_empty() && !inbox.stop {
+            self.filled.wait(&mut inbox);
         }
-        bell.rung = false;
-        !bell.stop
+        (!inbox.stop).then(|| std::mem::take(&mut inbox.commands))
     }
 }
 
@@ -100,7 +101,7 @@ impl Backend {
     /// # Errors
     /// [`Error::Metadata`] when the log can't be read or understood: then nothing is served, and nothing deleted.
     pub(crate) fn recover(&mut self, found: Vec<Arc<Log>>) -> Result<(), Error> {
-        self.apply_committed(&mut Vec::new())?;
+        self.replay()?;
         let mut on_disk: HashMap<ReplicaId, Arc<Log>> = found
             .into_iter()
             .map(|log| (log.spec().replica, log))
@@ -139,12 +140,8 @@ impl Backend {
 
     /// Runs until [`Committed::stop`].
     pub(crate) fn run(mut self) {
-        let mut effects = Vec::new();
-        while self.committed.wait() {
-            let result = self
-                .apply_committed(&mut effects)
-                .and_then(|()| self.reconcile(&mut effects));
-            if let Err(error) = result {
+        while let Some(commands) = self.committed.wait() {
+            if let Err(error) = self.follow(commands) {
                 // The table stops here; changes time out, what is hosted goes on being served.
                 tracing::error!(%error, "the metadata log can't be followed any further");
                 return;
@@ -157,8 +154,18 @@ impl Backend {
         self.committed.applied.send_replace(self.next_index - 1);
     }
 
-    /// Applies entries up to the commit index to the table.
-    fn apply_committed(&mut self, effects: &mut Vec<Effect>) -> Result<(), Error> {
+    fn follow(&mut self, commands: Vec<(u64, Bytes)>) -> Result<(), Error> {
+        for (index, payload) in commands {
+            if let Some(effect) = self.apply(index, payload)? {
+                self.reconcile(effect)?;
+            }
+            self.next_index = index + 1;
+        }
+        Ok(())
+    }
+
+    /// Applies what the log has to the table.
+    fn replay(&mut self) -> Result<(), Error> {
         let commit = self.log.commit_index();
         if self.next_index > commit {
             return Ok(());
@@ -173,7 +180,7 @@ impl Backend {
         for entry in entries {
             self.next_index = entry.index + 1;
             if entry.kind == EntryKind::Command {
-                effects.extend(self.apply(entry.index, entry.payload)?);
+                self.apply(entry.index, entry.payload)?;
             }
         }
         self.next_index = self.next_index.max(commit + 1);
@@ -181,7 +188,7 @@ impl Backend {
     }
 
     /// Applies one command; one that does not fit has no effect.
-    fn apply(&self, index: u64, payload: bytes::Bytes) -> Result<Option<Effect>, Error> {
+    fn apply(&self, index: u64, payload: Bytes) -> Result<Option<Effect>, Error> {
         let command = pb::MetadataCommand::decode(payload)
             .map_err(|error| Error::Metadata(format!("entry {index}: {error}")))?;
         self.committed.since_image.fetch_add(1, Ordering::Relaxed);
@@ -202,15 +209,13 @@ impl Backend {
         }
     }
 
-    fn reconcile(&self, effects: &mut Vec<Effect>) -> Result<(), Error> {
-        for effect in effects.drain(..) {
-            match effect {
-                // Written by this broker from the table it has: an image changes nothing that is hosted.
-                Effect::None | Effect::Replaced => {}
-                Effect::Grown(topic) => self.host(&topic, &mut HashMap::new())?,
-                Effect::Configured(topic) => self.configure(&topic),
-                Effect::Deleted(topic) => self.drop_topic(&topic),
-            }
+    fn reconcile(&self, effect: Effect) -> Result<(), Error> {
+        match effect {
+            // Written by this broker from the table it has: an image changes nothing that is hosted.
+            Effect::None | Effect::Replaced => {}
+            Effect::Grown(topic) => self.host(&topic, &mut HashMap::new())?,
+            Effect::Configured(topic) => self.configure(&topic),
+            Effect::Deleted(topic) => self.drop_topic(&topic),
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What the broker counts. One registry of its own; names are in `docs/metrics.md`.
+//! What the broker counts. One registry of its own.
 //!
 //! Hot paths touch handles made once. What is only looked at (partitions, disk, process) is read when somebody scrapes.
 //! A value that is not known is left out.

@@ -25,6 +25,12 @@ struct State {
     stopped: bool,
 }
 
+/// Work that was not taken, and why.
+pub(super) struct Undone {
+    pub(super) work: Work,
+    pub(super) error: ApiError,
+}
+
 /// All that came since the shard looked last.
 #[derive(Default)]
 pub(super) struct Burst {
@@ -43,10 +49,13 @@ impl Burst {
 
 impl Inbox {
     /// Gives the work back if the inbox is full or stopped. Only clients' work counts against the bound.
-    pub(super) fn push(&self, work: Work) -> Result<(), (Work, ApiError)> {
+    pub(super) fn push(&self, work: Work) -> Result<(), Box<Undone>> {
         let mut state = self.state.lock();
         if state.stopped {
-            return Err((work, errors::draining()));
+            return Err(Box::new(Undone {
+                work,
+                error: errors::draining(),
+            }));
         }
         let internal = matches!(work, Work::Adopt { .. } | Work::Release { .. });
         if !internal && state.burst.work.len() >= INBOX_ITEMS_MAX {
@@ -55,7 +64,7 @@ impl Inbox {
                 "the partition's shard has too much to do",
             )
             .with_retry_after(std::time::Duration::from_millis(50));
-            return Err((work, error));
+            return Err(Box::new(Undone { work, error }));
         }
         state.burst.work.push(work);
         self.wake(state);

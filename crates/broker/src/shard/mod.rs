@@ -22,6 +22,9 @@ use crate::partition::Partition;
 
 use inbox::Inbox;
 
+/// Takes a committed command's index and payload. Called on the shard; must not block.
+pub(crate) type OnCommit = Arc<dyn Fn(u64, bytes::Bytes) + Send + Sync>;
+
 /// What a shard is asked to do.
 pub(crate) enum Work {
     /// Write a client's batch; the ticket holds the partition.
@@ -47,8 +50,8 @@ pub(crate) enum Work {
     Adopt {
         group: Box<dyn Group>,
         partition: Arc<Partition>,
-        /// Told after each commit, for state logs.
-        on_commit: Option<Arc<dyn Fn() + Send + Sync>>,
+        /// Told of each committed command, in order, for state logs.
+        on_commit: Option<OnCommit>,
     },
     /// Let a group go, its topic was deleted; then do what must wait for the last append.
     Release {
@@ -106,8 +109,8 @@ impl Shards {
     /// Hands work for a replica to its shard. Work that does not fit is answered with `OVERLOADED`, after the stop with
     /// `DRAINING`.
     pub(crate) fn submit(&self, replica: ReplicaId, work: Work) {
-        if let Err((work, error)) = self.inbox(replica).push(work) {
-            work.refuse(error);
+        if let Err(undone) = self.inbox(replica).push(work) {
+            undone.work.refuse(undone.error);
         }
     }
 

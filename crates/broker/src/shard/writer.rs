@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
 use timberline_storage::SequenceCheck;
@@ -14,12 +15,13 @@ use crate::errors;
 use crate::group::{Entry, Event, Group, Proposed};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
+use crate::shard::OnCommit;
 
 /// One partition's writer. Small while nothing is under way: there may be ten thousand.
 pub(super) struct Writer {
     group: Box<dyn Group>,
     partition: Arc<Partition>,
-    on_commit: Option<Arc<dyn Fn() + Send + Sync>>,
+    on_commit: Option<OnCommit>,
     /// Answers that wait for a commit, by index. Bounded by the bytes that `partition::Budget` admits.
     pending: VecDeque<Pending>,
     /// A log-start entry is under way; another would only repeat it.
@@ -35,6 +37,8 @@ struct Pending {
 enum Reply {
     Ticket(Ticket),
     Once(oneshot::Sender<Outcome>),
+    /// A state log's command, kept for whoever follows the log.
+    Command(oneshot::Sender<Outcome>, Bytes),
     /// Nobody waits; only the log start moves.
     Retention,
 }
@@ -43,7 +47,7 @@ impl Reply {
     fn complete(self, outcome: Outcome, metrics: &Metrics, wakes: &mut Wakes) {
         match self {
             Reply::Ticket(ticket) => ticket.complete(outcome, metrics, wakes),
-            Reply::Once(sender) => {
+            Reply::Once(sender) | Reply::Command(sender, _) => {
                 let _ = sender.send(outcome);
             }
             Reply::Retention => {}
@@ -55,7 +59,7 @@ impl Writer {
     pub(super) fn new(
         group: Box<dyn Group>,
         partition: Arc<Partition>,
-        on_commit: Option<Arc<dyn Fn() + Send + Sync>>,
+        on_commit: Option<OnCommit>,
     ) -> Writer {
         partition.set_term(group.term());
         Writer {
@@ -141,14 +145,12 @@ impl Writer {
     }
 
     /// Appends to a state log.
-    pub(super) fn command(
-        &mut self,
-        payload: bytes::Bytes,
-        reply: oneshot::Sender<Outcome>,
-        now_ms: i64,
-    ) {
-        match self.propose(Entry::Command(payload), now_ms) {
-            Ok(proposed) => self.answer_when_committed(self.acked_at(proposed), Reply::Once(reply)),
+    pub(super) fn command(&mut self, payload: Bytes, reply: oneshot::Sender<Outcome>, now_ms: i64) {
+        match self.propose(Entry::Command(payload.clone()), now_ms) {
+            Ok(proposed) => {
+                let reply = Reply::Command(reply, payload);
+                self.answer_when_committed(self.acked_at(proposed), reply);
+            }
             Err(error) => drop(reply.send(Err(error))),
         }
     }
@@ -229,9 +231,6 @@ impl Writer {
             }
             self.answer_committed(committed, metrics, wakes);
             self.partition.advanced();
-            if let Some(on_commit) = &self.on_commit {
-                on_commit();
-            }
         }
     }
 
@@ -246,6 +245,10 @@ impl Writer {
             };
             let mut acked = pending.acked;
             acked.log_start = self.group.log().log_start();
+            if let (Some(on_commit), Reply::Command(_, payload)) = (&self.on_commit, &pending.reply)
+            {
+                on_commit(pending.index, payload.clone());
+            }
             pending.reply.complete(Ok(acked), metrics, wakes);
         }
         if self.pending.is_empty() && self.pending.capacity() > PENDING_KEPT {

@@ -141,9 +141,9 @@ async fn what_was_acknowledged_survives_the_loss_of_power() {
         assert_eq!(fetching.values(end).await, values[..end]);
         // The producer goes on where the log ends, and what is there already stays once.
         let mut producing = broker.produce().await;
-        for at in end.saturating_sub(3)..values.len() {
+        for (at, value) in values.iter().enumerate().skip(end.saturating_sub(3)) {
             let ack = producing
-                .put(&topic, batch(&[&values[at]], Some((9, 0, at as i32))))
+                .put(&topic, batch(&[value], Some((9, 0, at as i32))))
                 .await
                 .ack();
             assert_eq!((ack.base_offset, ack.duplicate), (at as i64, at < end));

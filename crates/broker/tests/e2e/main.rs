@@ -1,5 +1,7 @@
 //! A real broker on loopback ports, driven with plain tonic clients.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod support;
 
 mod admin;

@@ -20,18 +20,18 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 /// Long enough for a slow machine, short enough to see a hang.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct TestBroker {
-    pub dir: PathBuf,
+pub(crate) struct TestBroker {
+    pub(crate) dir: PathBuf,
     _temp: Option<tempfile::TempDir>,
     disk: Arc<dyn Disk>,
     tweak: fn(&mut BrokerConfig),
-    pub running: Option<RunningBroker>,
-    pub channel: Channel,
+    pub(crate) running: Option<RunningBroker>,
+    pub(crate) channel: Channel,
 }
 
-pub fn config(dir: &Path) -> BrokerConfig {
+pub(crate) fn config(dir: &Path) -> BrokerConfig {
     let mut config = BrokerConfig::default();
     config.storage.data_dir = dir.to_owned();
     config.storage.journal_bytes = timberline_broker::config::ByteSize(4 << 20);
@@ -50,17 +50,17 @@ async fn connect(broker: &RunningBroker) -> Channel {
 }
 
 impl TestBroker {
-    pub async fn start() -> TestBroker {
+    pub(crate) async fn start() -> TestBroker {
         Self::with(|_| {}).await
     }
 
-    pub async fn with(tweak: fn(&mut BrokerConfig)) -> TestBroker {
+    pub(crate) async fn with(tweak: fn(&mut BrokerConfig)) -> TestBroker {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("data");
         Self::on(Arc::new(RealDisk::new()), dir, Some(temp), tweak).await
     }
 
-    pub async fn on(
+    pub(crate) async fn on(
         disk: Arc<dyn Disk>,
         dir: PathBuf,
         temp: Option<tempfile::TempDir>,
@@ -80,12 +80,12 @@ impl TestBroker {
         }
     }
 
-    pub fn broker(&self) -> &RunningBroker {
+    pub(crate) fn broker(&self) -> &RunningBroker {
         self.running.as_ref().unwrap()
     }
 
     /// Stops cleanly and starts again on the same directory, perhaps on another disk.
-    pub async fn restart_on(&mut self, disk: Arc<dyn Disk>) {
+    pub(crate) async fn restart_on(&mut self, disk: Arc<dyn Disk>) {
         let running = self.running.take().unwrap();
         let _ = running.shutdown().await;
         drop(running);
@@ -95,7 +95,7 @@ impl TestBroker {
         self.running = Some(running);
     }
 
-    pub async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         let disk = self.disk.clone();
         self.restart_on(disk).await;
     }
@@ -117,24 +117,29 @@ impl TestBroker {
         result
     }
 
-    pub fn admin(&self) -> AdminServiceClient<Channel> {
+    pub(crate) fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
     }
 
-    pub fn producer(&self) -> ProducerServiceClient<Channel> {
+    pub(crate) fn producer(&self) -> ProducerServiceClient<Channel> {
         ProducerServiceClient::new(self.channel.clone()).max_encoding_message_size(1 << 30)
     }
 
-    pub fn consumer(&self) -> ConsumerServiceClient<Channel> {
+    pub(crate) fn consumer(&self) -> ConsumerServiceClient<Channel> {
         ConsumerServiceClient::new(self.channel.clone()).max_decoding_message_size(1 << 30)
     }
 
-    pub fn metadata(&self) -> MetadataServiceClient<Channel> {
+    pub(crate) fn metadata(&self) -> MetadataServiceClient<Channel> {
         MetadataServiceClient::new(self.channel.clone()).max_decoding_message_size(1 << 30)
     }
 
     /// Creates a topic, and gives its id.
-    pub async fn topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> Bytes {
+    pub(crate) async fn topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        config: &[(&str, &str)],
+    ) -> Bytes {
         let request = CreateTopicRequest {
             name: name.to_owned(),
             partitions,
@@ -153,19 +158,19 @@ impl TestBroker {
         response.topic.unwrap().topic_id
     }
 
-    pub async fn http(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn http(&self, path: &str) -> (u16, String) {
         http(self.broker().http_addr(), path).await
     }
 
-    pub async fn produce(&self) -> Producing {
+    pub(crate) async fn produce(&self) -> Producing {
         Producing::open(self.producer()).await
     }
 
-    pub async fn fetch(&self) -> Fetching {
+    pub(crate) async fn fetch(&self) -> Fetching {
         Fetching::open(self.consumer(), 0).await
     }
 
-    pub async fn offsets(&self, topic: &str) -> (i64, i64) {
+    pub(crate) async fn offsets(&self, topic: &str) -> (i64, i64) {
         let item = |at| ListOffsetsItem {
             topic: Some(by_name(topic)),
             partition: 0,
@@ -185,7 +190,7 @@ impl TestBroker {
     }
 }
 
-pub async fn http(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn http(address: std::net::SocketAddr, path: &str) -> (u16, String) {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -196,26 +201,26 @@ pub async fn http(address: std::net::SocketAddr, path: &str) -> (u16, String) {
     (status, body)
 }
 
-pub fn by_name(name: &str) -> TopicRef {
+pub(crate) fn by_name(name: &str) -> TopicRef {
     TopicRef {
         r#ref: Some(topic_ref::Ref::Name(name.to_owned())),
     }
 }
 
-pub fn by_id(id: &Bytes) -> TopicRef {
+pub(crate) fn by_id(id: &Bytes) -> TopicRef {
     TopicRef {
         r#ref: Some(topic_ref::Ref::Id(id.clone())),
     }
 }
 
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     ApiError::from_status(status)
         .reason
         .map_or_else(String::new, |r| r.to_string())
 }
 
 /// A batch with these values, all stamped with time 1000 and up.
-pub fn batch(values: &[&str], stamp: Option<(i64, i16, i32)>) -> Bytes {
+pub(crate) fn batch(values: &[&str], stamp: Option<(i64, i16, i32)>) -> Bytes {
     let mut builder = BatchBuilder::new(Codec::None, TimestampType::CreateTime);
     for (at, value) in values.iter().enumerate() {
         builder
@@ -230,7 +235,7 @@ pub fn batch(values: &[&str], stamp: Option<(i64, i16, i32)>) -> Bytes {
     builder.build(stamp).unwrap().into_bytes()
 }
 
-pub fn hello() -> Hello {
+pub(crate) fn hello() -> Hello {
     Hello {
         software: "test".to_owned(),
         protocol_version: 1,
@@ -239,26 +244,26 @@ pub fn hello() -> Hello {
 }
 
 /// A produce stream behind its handshake.
-pub struct Producing {
-    pub sender: mpsc::Sender<ProduceRequest>,
-    pub receiver: Streaming<ProduceResponse>,
+pub(crate) struct Producing {
+    pub(crate) sender: mpsc::Sender<ProduceRequest>,
+    pub(crate) receiver: Streaming<ProduceResponse>,
     next: u64,
 }
 
-pub enum Answer {
+pub(crate) enum Answer {
     Ack(ProduceAck),
     Failure(u64, ItemError),
 }
 
 impl Answer {
-    pub fn ack(self) -> ProduceAck {
+    pub(crate) fn ack(self) -> ProduceAck {
         match self {
             Answer::Ack(ack) => ack,
             Answer::Failure(_, error) => panic!("refused: {error:?}"),
         }
     }
 
-    pub fn error(self) -> ItemError {
+    pub(crate) fn error(self) -> ItemError {
         match self {
             Answer::Ack(ack) => panic!("taken: {ack:?}"),
             Answer::Failure(_, error) => error,
@@ -267,7 +272,7 @@ impl Answer {
 }
 
 impl Producing {
-    pub async fn open(mut client: ProducerServiceClient<Channel>) -> Producing {
+    pub(crate) async fn open(mut client: ProducerServiceClient<Channel>) -> Producing {
         let (sender, requests) = mpsc::channel(1024);
         let kind = Some(produce_request::Kind::Hello(hello()));
         sender.send(ProduceRequest { kind }).await.unwrap();
@@ -282,7 +287,7 @@ impl Producing {
         }
     }
 
-    pub async fn send(&mut self, topic: &Bytes, partition: i32, batch: Bytes) -> u64 {
+    pub(crate) async fn send(&mut self, topic: &Bytes, partition: i32, batch: Bytes) -> u64 {
         self.next += 1;
         let kind = Some(produce_request::Kind::Batch(ProduceBatch {
             correlation_id: self.next,
@@ -294,7 +299,7 @@ impl Producing {
         self.next
     }
 
-    pub async fn answer(&mut self) -> Answer {
+    pub(crate) async fn answer(&mut self) -> Answer {
         let next = tokio::time::timeout(PATIENCE, self.receiver.message());
         match next
             .await
@@ -313,20 +318,20 @@ impl Producing {
     }
 
     /// Sends one batch and waits for its answer.
-    pub async fn put(&mut self, topic: &Bytes, batch: Bytes) -> Answer {
+    pub(crate) async fn put(&mut self, topic: &Bytes, batch: Bytes) -> Answer {
         self.send(topic, 0, batch).await;
         self.answer().await
     }
 }
 
 /// A fetch stream behind its handshake.
-pub struct Fetching {
-    pub sender: mpsc::Sender<FetchRequest>,
-    pub receiver: Streaming<FetchResponse>,
+pub(crate) struct Fetching {
+    pub(crate) sender: mpsc::Sender<FetchRequest>,
+    pub(crate) receiver: Streaming<FetchResponse>,
 }
 
 impl Fetching {
-    pub async fn open(
+    pub(crate) async fn open(
         mut client: ConsumerServiceClient<Channel>,
         max_response_bytes: i64,
     ) -> Fetching {
@@ -349,14 +354,14 @@ impl Fetching {
         Fetching { sender, receiver }
     }
 
-    pub async fn send(&self, kind: fetch_request::Kind) {
+    pub(crate) async fn send(&self, kind: fetch_request::Kind) {
         self.sender
             .send(FetchRequest { kind: Some(kind) })
             .await
             .unwrap();
     }
 
-    pub async fn assign(&self, topic: &Bytes, partition: i32, offset: i64, id: u64) {
+    pub(crate) async fn assign(&self, topic: &Bytes, partition: i32, offset: i64, id: u64) {
         self.send(fetch_request::Kind::Assign(FetchAssign {
             topic_id: topic.clone(),
             partition,
@@ -367,11 +372,11 @@ impl Fetching {
         .await;
     }
 
-    pub async fn grant(&self, bytes: i64) {
+    pub(crate) async fn grant(&self, bytes: i64) {
         self.send(fetch_request::Kind::GrantBytes(bytes)).await;
     }
 
-    pub async fn next(&mut self) -> fetch_response::Kind {
+    pub(crate) async fn next(&mut self) -> fetch_response::Kind {
         let next = tokio::time::timeout(PATIENCE, self.receiver.message());
         next.await
             .expect("a response in time")
@@ -382,7 +387,7 @@ impl Fetching {
     }
 
     /// The next data, whatever progress comes before it.
-    pub async fn data(&mut self) -> FetchData {
+    pub(crate) async fn data(&mut self) -> FetchData {
         loop {
             match self.next().await {
                 fetch_response::Kind::Data(data) => return data,
@@ -393,7 +398,7 @@ impl Fetching {
     }
 
     /// Values of `count` records, in order.
-    pub async fn values(&mut self, count: usize) -> Vec<String> {
+    pub(crate) async fn values(&mut self, count: usize) -> Vec<String> {
         let mut values = Vec::new();
         while values.len() < count {
             for batch in self.data().await.batches {
@@ -404,7 +409,7 @@ impl Fetching {
     }
 
     /// Whether nothing but progress comes for a while.
-    pub async fn silent(&mut self) -> bool {
+    pub(crate) async fn silent(&mut self) -> bool {
         let quiet = Duration::from_millis(200);
         loop {
             match tokio::time::timeout(quiet, self.receiver.message()).await {
@@ -418,7 +423,7 @@ impl Fetching {
     }
 }
 
-pub fn values_of(batch: Bytes) -> Vec<String> {
+pub(crate) fn values_of(batch: Bytes) -> Vec<String> {
     let batch = timberline_record::Batch::parse(batch).unwrap();
     batch.verify_crc().unwrap();
     batch
