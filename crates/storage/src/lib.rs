@@ -43,6 +43,7 @@ mod segment;
 mod shared;
 mod store;
 mod table;
+mod verify;
 
 pub use checkpoint::{Checkpoint, CheckpointSync};
 pub use cycles::{Cycle, DirectSync, Work};
@@ -60,3 +61,4 @@ pub use recovery::RecoveryReport;
 pub use running::Running;
 pub use shared::{Listener, SyncKind};
 pub use store::{Opened, Store, StoreStats};
+pub use verify::{VerifiedDamage, VerifiedLog, VerifyReport, verify_directory};
