@@ -1,8 +1,8 @@
 //! Checkpoints: sync what the journal stands for, write the table of all replicas, free the lap, delete what no
 //! table needs.
 //!
-//! The table holds the effect of every cycle before its start. A lap is freed when both tables cover it, so that
-//! one rotten slot loses nothing.
+//! The table holds the effect of every cycle before its start. A lap is freed when both tables cover it, and a file
+//! is deleted when neither lists it, so that one rotten slot loses nothing.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -30,8 +30,10 @@ pub(crate) struct Checkpoints {
     pub(crate) running: bool,
     /// Checkpoints completed, for statistics.
     pub(crate) done: u64,
-    /// Files of removed replicas, deleted with the next checkpoint.
+    /// Files of removed replicas, doomed with the next checkpoint.
     pub(crate) graveyard: Vec<Arc<Segment>>,
+    /// Files that the newer table does without and the older one may list, deleted with the next checkpoint.
+    pub(crate) doomed: Vec<Arc<Segment>>,
     /// Rows as written last, for the planted mistake that forgets idle replicas.
     pub(crate) last_rows: Vec<TableReplica>,
 }
@@ -142,20 +144,30 @@ impl Store {
     /// Writes the table, frees the lap before it, deletes what it does without. All syncs must have run. Blocking.
     ///
     /// # Errors
-    /// Any error before the table is durable poisons the directory; a file that can't be deleted is only logged.
+    /// [`Error::StorageFull`]: there is no space for the table, the one before stays; retry when space was freed. Any
+    /// other error before the table is durable poisons the directory; a file that can't be deleted is only logged.
     pub fn finish_checkpoint(&self, checkpoint: Checkpoint) -> Result<()> {
         let shared = self.shared();
         debug_assert!(checkpoint.unsynced.is_empty());
         shared.fatal(shared.dirs.sync_all(&*shared.disk))?;
+        // A sync that failed meanwhile may have taken bytes that this table counts.
+        shared.check_poison()?;
         let slot = {
             let checkpoints = self.inner.checkpoints.lock();
             1 - checkpoints.slot
         };
         let file = self.inner.checkpoints.lock().slots[slot].clone();
+        let bytes = checkpoint.table.encode();
+        if let Err(full @ Error::StorageFull { .. }) = Table::reserve(&*file, bytes.len() as u64) {
+            let mut checkpoints = self.inner.checkpoints.lock();
+            checkpoints.running = false;
+            checkpoints.graveyard.extend(checkpoint.deletable);
+            return Err(full);
+        }
         let began = Instant::now();
-        shared.fatal(checkpoint.table.write(&*file))?;
+        shared.fatal(Table::put(&*file, &bytes))?;
         shared.report_sync(SyncKind::Table, began.elapsed());
-        {
+        let (due, more) = {
             let mut journal = self.inner.journal.lock();
             let mut checkpoints = self.inner.checkpoints.lock();
             checkpoints.slot = slot;
@@ -164,9 +176,15 @@ impl Store {
             checkpoints.running = false;
             checkpoints.done += 1;
             journal.tail = journal.tail.max(checkpoint.covers_before);
+            // Entries that only an old table and a lost file know would take producers' state with them.
+            let due = std::mem::replace(&mut checkpoints.doomed, checkpoint.deletable);
+            (due, !checkpoints.doomed.is_empty())
+        };
+        if more {
+            shared.want_checkpoint();
         }
         shared.wake.notify_one();
-        self.delete(checkpoint.deletable)
+        self.delete(due)
     }
 
     /// Deletes files that no table needs, and directories that became empty.
@@ -174,7 +192,7 @@ impl Store {
         let shared = self.shared();
         let mut dirs = BTreeSet::new();
         for segment in segments {
-            segment.synced_to(u64::MAX);
+            segment.set_deleted();
             match shared.disk.remove_file(&segment.path) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::bugs::Bug;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ReplicaId};
-use crate::journal::cycle::CycleBuilder;
+use crate::journal::cycle::{CycleBuilder, REMOVE_RECORD};
 use crate::journal::ring::Ring;
 use crate::log::{CycleShare, Log, Room};
 use crate::segment::Segment;
@@ -96,11 +96,17 @@ impl Store {
         let total = free.min(journal.ring.cycle_bytes_max());
         // The padding to a whole block counts too.
         let usable = total.saturating_sub(crate::journal::cycle::BLOCK);
+        let reserve = JOURNAL_RESERVE.min(journal.ring.len() / 8);
         let room = Room {
-            frames: usable.min(free.saturating_sub(JOURNAL_RESERVE.min(journal.ring.len() / 8))),
+            frames: usable.min(free.saturating_sub(reserve)),
             total: usable,
-            direct_from: self.shared().options.direct_sync_bytes,
-            short: free < journal.ring.cycle_bytes_max() + JOURNAL_RESERVE,
+            // What is below must fit a cycle of its own, or it would wait for ever.
+            direct_from: self
+                .shared()
+                .options
+                .direct_sync_bytes
+                .min(journal.ring.cycle_bytes_max() / 2),
+            short: free < journal.ring.cycle_bytes_max() + reserve,
         };
         let mut builder = CycleBuilder::new(std::mem::take(&mut journal.scratch));
         let mut shares = Vec::new();
@@ -142,7 +148,7 @@ impl Store {
         shares: &mut Vec<CycleShare>,
         work: &mut Work,
     ) -> Vec<(Arc<Log>, FileId, u64)> {
-        let (dirty, mut waiting, removed) = {
+        let (dirty, mut waiting, mut removed) = {
             let mut queue = self.shared().queue.lock();
             (
                 std::mem::take(&mut queue.dirty),
@@ -150,6 +156,8 @@ impl Store {
                 std::mem::take(&mut queue.removed),
             )
         };
+        let fit = (room.total.saturating_sub(builder.len()) / REMOVE_RECORD) as usize;
+        let removed_later = removed.split_off(fit.min(removed.len()));
         for replica in removed {
             builder.remove(replica);
         }
@@ -175,7 +183,9 @@ impl Store {
             }
         }
         let mut queue = self.shared().queue.lock();
+        work.ring_full |= !left.is_empty() || !removed_later.is_empty();
         queue.named.extend(left);
+        queue.removed.extend(removed_later);
         for log in back.into_iter().rev() {
             log.with_state(|state, _| state.queued = true);
             queue.dirty.push_front(log);
@@ -271,11 +281,10 @@ impl Store {
 /// Syncs a segment and, if it changed, its directory.
 pub(crate) fn sync_segment(shared: &Shared, segment: &Arc<Segment>, kind: SyncKind) -> Result<()> {
     let began = Instant::now();
-    let handle = segment.handle(shared)?;
-    handle
-        .file
-        .sync()
-        .map_err(Error::io(format!("syncing {}", segment.name())))?;
+    match segment.sync(shared) {
+        Err(_) if segment.is_deleted() => return Ok(()),
+        synced => synced?,
+    }
     if let Some(dir) = segment.path.parent() {
         shared.dirs.sync(&*shared.disk, dir)?;
     }

@@ -102,6 +102,8 @@ pub(crate) struct State {
     pub(crate) queued: bool,
     /// A seal of a file is under way or waits.
     pub(crate) sealing: Vec<crate::ids::FileId>,
+    /// Complete files whose successor is not announced yet.
+    pub(crate) complete: Vec<seal::Complete>,
     /// Append time of the first entry of the active file, ms.
     pub(crate) active_since_ms: Option<i64>,
     /// Damage that leaves the last index unprovable: nothing may be appended.
@@ -186,6 +188,7 @@ impl Log {
                 dead: parts.dead,
                 queued: false,
                 sealing: Vec::new(),
+                complete: Vec::new(),
                 active_since_ms: None,
                 broken: parts.broken,
                 removed: false,

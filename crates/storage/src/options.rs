@@ -37,7 +37,7 @@ impl Default for StoreOptions {
 }
 
 /// Smallest journal, bytes: four of the largest cycles and the reserve fit.
-pub const JOURNAL_BYTES_MIN: u64 = 1 << 20;
+pub const JOURNAL_BYTES_MIN: u64 = 256 << 10;
 
 /// Settings of one replica's log. They may change while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -84,14 +84,15 @@ pub(crate) fn open(shared: Arc<Shared>, lock: DirLock) -> Result<Opened> {
         ));
     }
     let boot = found.scan.boot + 1;
-    report.clean = found.table.clean && found.scan.cycles.iter().all(|(c, _)| c.closing);
+    // A lost table was the newer one: its time may have left bytes behind any tail.
+    report.clean = found.table.clean && found.scan.cycles.is_empty() && !report.table_lost;
     let listing = files::list(&shared, &mut report)?;
     let next_file = listing
         .max_id()
         .max(found.table.next_file.saturating_sub(1))
         + 1;
     shared.files_begin_at(next_file);
-    let mut replay = Replay::new(&shared, &found.table, &listing);
+    let mut replay = Replay::new(&shared, &found.table, report.clean, &listing);
     for (_, bytes) in &found.scan.cycles {
         let whole = cycle::for_each_record(bytes, |record| {
             if let Record::NewFile { header } = &record {
@@ -210,6 +211,7 @@ fn assemble(
                 running: false,
                 done: 0,
                 graveyard: Vec::new(),
+                doomed: Vec::new(),
                 last_rows: Vec::new(),
             }),
             directory: found.table.directory,

@@ -57,12 +57,18 @@ pub(crate) struct Segment {
     /// A finished sync covers the bytes below.
     synced: AtomicU64,
     sealed: AtomicBool,
+    /// A synced cycle or a table tells of the file: nothing is lost when the one before it is closed for good.
+    announced: AtomicBool,
+    /// The file is being deleted: work on it that is still under way has become pointless.
+    deleted: AtomicBool,
     /// This process wrote everything from here to `end`.
     own_from: u64,
     verified: Mutex<Ranges>,
     damaged: Mutex<Vec<DamagedRange>>,
     index: Mutex<Option<Arc<SparseIndex>>>,
     handle: Mutex<Option<Arc<Handle>>>,
+    /// Held while the file is synced.
+    syncing: Mutex<()>,
     used: AtomicBool,
     /// Counted in the registry of open handles.
     pub(crate) listed: AtomicBool,
@@ -87,11 +93,14 @@ impl Segment {
             reserved: AtomicU64::new(end),
             synced: AtomicU64::new(end),
             sealed: AtomicBool::new(sealed),
+            announced: AtomicBool::new(true),
+            deleted: AtomicBool::new(false),
             own_from: end,
             verified: Mutex::default(),
             damaged: Mutex::default(),
             index: Mutex::new(None),
             handle: Mutex::new(None),
+            syncing: Mutex::new(()),
             used: AtomicBool::new(true),
             listed: AtomicBool::new(false),
         }
@@ -126,6 +135,7 @@ impl Segment {
             index: Mutex::new(Some(Arc::new(SparseIndex::new()))),
             reserved: AtomicU64::new(EXTENT_MIN),
             synced: AtomicU64::new(0),
+            announced: AtomicBool::new(false),
             ..Segment::found(
                 header.id,
                 header.cut,
@@ -167,6 +177,23 @@ impl Segment {
         self.sealed.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_announced(&self) {
+        self.announced.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_deleted(&self) {
+        self.deleted.store(true, Ordering::Release);
+        self.synced_to(u64::MAX);
+    }
+
     pub(crate) fn is_dirty(&self) -> bool {
         self.synced.load(Ordering::Acquire) < self.end()
     }
@@ -205,6 +232,16 @@ impl Segment {
             shared.handles.register(self);
         }
         handle.ok_or_else(|| Error::Refused("the handle was given up".into()))
+    }
+
+    /// Syncs the file; a failure poisons the directory before another sync of it can begin. That one would find
+    /// clean pages and succeed, although the bytes are lost.
+    pub(crate) fn sync(self: &Arc<Self>, shared: &Shared) -> Result<()> {
+        let handle = self.handle(shared)?;
+        let _one_at_a_time = self.syncing.lock();
+        shared.check_poison()?;
+        let synced = handle.file.sync();
+        shared.fatal(synced.map_err(Error::io(format!("syncing {}", self.name()))))
     }
 
     /// Gives up handle and map unless they were used since the last call or bytes are unsynced.

@@ -15,7 +15,7 @@ use crate::ids::{ReplicaId, ReplicaSpec};
 use crate::log::{Log, LogParts};
 use crate::options::{LogConfig, StoreOptions};
 use crate::recovery::{self, RecoveryReport};
-use crate::shared::Shared;
+use crate::shared::{Queue, Shared};
 
 /// A data directory, open. Clones are handles of the same one.
 #[derive(Clone, Debug)]
@@ -33,6 +33,13 @@ pub(crate) struct Inner {
     pub(crate) boot: u64,
     /// Held as long as anything of the store lives.
     pub(crate) _lock: DirLock,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What waits holds logs, which hold the queue.
+        *self.shared.queue.lock() = Queue::default();
+    }
 }
 
 /// What [`Store::open`] gives back.
@@ -59,6 +66,8 @@ pub struct StoreStats {
     pub pending_bytes: u64,
     /// Cycles written since the start.
     pub journal_cycles: u64,
+    /// Bytes written to the journal since the directory was made; over the ring's length, its laps.
+    pub journal_position: u64,
     /// Files synced beside the journal since the start.
     pub direct_syncs: u64,
     /// Checkpoints since the start.
@@ -176,6 +185,7 @@ impl Store {
             mapped_segments: shared.handles.mapped(),
             pending_bytes,
             journal_cycles: journal.cycles,
+            journal_position: journal.head,
             direct_syncs: journal.direct_syncs,
             checkpoints: self.inner.checkpoints.lock().done,
             disk_free_bytes: shared.disk.free_bytes(&shared.dir).ok(),

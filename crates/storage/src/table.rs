@@ -186,7 +186,8 @@ impl Table {
             return Ok(None);
         }
         let mut bytes = vec![0; len as usize];
-        if read(0, &mut bytes)? != bytes.len() || versioned_crc(version, &bytes[HEAD_LEN..]) != crc {
+        if read(0, &mut bytes)? != bytes.len() || versioned_crc(version, &bytes[HEAD_LEN..]) != crc
+        {
             return Ok(None);
         }
         if version != VERSION {

@@ -63,6 +63,8 @@ const REMOVE: u8 = 6;
 
 /// Bytes that a frame record adds to its frame.
 pub(crate) const FRAME_OVERHEAD: u64 = 21;
+/// Bytes of the record of a removal.
+pub(crate) const REMOVE_RECORD: u64 = 9;
 /// Most bytes that a replica's records other than frames take in one cycle, for one file.
 pub(crate) const SMALL_RECORDS: u64 = (1 + file_header::ENCODED_LEN as u64) + 33 + 29 + 17;
 

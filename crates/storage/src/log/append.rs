@@ -295,7 +295,18 @@ impl Log {
             let _ = self.shared.disk.remove_file(&segment.path);
             return Err(error);
         }
-        self.files.write().push(segment.clone());
+        {
+            let mut files = self.files.write();
+            // A file that was started and got no entry would never be complete.
+            let is_empty = |f: &Arc<Segment>| f.id != state.tail.file && f.end() == FIRST_FRAME;
+            if files.last().is_some_and(is_empty)
+                && let Some(empty) = files.pop()
+            {
+                state.new_files.retain(|f| f.id != empty.id);
+                state.dead.push(empty);
+            }
+            files.push(segment.clone());
+        }
         if !self.shared.has_bug(Bug::NoHeaderRecord) {
             state.new_files.push(segment.clone());
         }

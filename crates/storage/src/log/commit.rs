@@ -13,7 +13,7 @@ impl Log {
     pub fn commit_to(self: &Arc<Self>, index: u64) {
         let mut state = self.state.lock();
         let state = &mut *state;
-        let mut log_start = None;
+        let mut log_start: Option<i64> = None;
         while let Some(entry) = state.entries.front().filter(|e| e.place.index <= index) {
             if entry.place.file != state.committed.file {
                 // The file before is complete with what is committed so far.
@@ -26,7 +26,9 @@ impl Log {
                 state.producers_committed.apply(write);
                 state.producers_encoded = None;
             }
-            log_start = entry.log_start.or(log_start);
+            if let Some(start) = entry.log_start {
+                log_start = log_start.max(Some(start.min(entry.place.next_offset)));
+            }
             state.committed = entry.place;
         }
         if state.committed.index > state.hard.commit {
@@ -34,10 +36,10 @@ impl Log {
             state.hard.commit = state.committed.index;
         }
         self.seal_due(state);
-        let next = state.committed.next_offset;
-        self.high_watermark.fetch_max(next, Ordering::AcqRel);
+        self.high_watermark
+            .fetch_max(state.committed.next_offset, Ordering::AcqRel);
         if let Some(start) = log_start {
-            self.log_start.fetch_max(start.min(next), Ordering::AcqRel);
+            self.log_start.fetch_max(start, Ordering::AcqRel);
             self.shared.want_checkpoint();
         }
     }

@@ -18,6 +18,8 @@ pub(crate) struct CycleShare {
     pub(crate) log: Arc<Log>,
     /// The hard state that the cycle holds.
     pub(crate) hard: Option<HardState>,
+    /// Files whose headers the cycle holds.
+    pub(crate) new_files: Vec<Arc<Segment>>,
     /// Whether frames of the log are in the cycle.
     pub(crate) frames: bool,
     /// Direct syncs to start.
@@ -55,6 +57,7 @@ impl Log {
         let mut share = CycleShare {
             log: self.clone(),
             hard: None,
+            new_files: Vec::new(),
             frames: false,
             direct: Vec::new(),
             more: false,
@@ -65,7 +68,8 @@ impl Log {
         if state.unborn {
             cycle.create(&self.spec);
         }
-        for file in state.new_files.drain(..) {
+        share.new_files = std::mem::take(&mut state.new_files);
+        for file in &share.new_files {
             cycle.new_file(&crate::file_header::FileHeader {
                 id: file.id,
                 spec: self.spec,
@@ -146,8 +150,18 @@ impl Log {
     /// The cycle is synced. Returns the durable index if it moved.
     pub(crate) fn cycle_synced(self: &Arc<Self>, share: &CycleShare) -> Option<u64> {
         let mut state = self.state.lock();
-        if share.hard == Some(state.hard) {
+        // The commit index may have moved meanwhile: it rides along, nobody waits for it.
+        if share
+            .hard
+            .is_some_and(|hard| (hard.term, hard.vote) == (state.hard.term, state.hard.vote))
+        {
             state.hard_dirty = false;
+        }
+        for file in &share.new_files {
+            file.set_announced();
+        }
+        if !share.new_files.is_empty() {
+            self.release_seals(&mut state);
         }
         if share.frames {
             for mark in state.marks.iter_mut().filter(|m| m.kind == MarkKind::Cycle) {

@@ -18,6 +18,12 @@ use crate::store::Store;
 #[derive(Debug)]
 pub struct SealDue {
     log: Arc<Log>,
+    file: Complete,
+}
+
+/// A closed file whose last entry is committed, and what its footer will say.
+#[derive(Debug)]
+pub(crate) struct Complete {
     segment: Arc<Segment>,
     last: Place,
     producers: Producers,
@@ -25,6 +31,8 @@ pub struct SealDue {
 
 impl Log {
     /// If the committed place is the end of a closed file, that file can be sealed with the producer state of now.
+    ///
+    /// The footer may lie where cut entries lay. If the cut was not durable, recovery would look for them there.
     pub(crate) fn seal_due(self: &Arc<Self>, state: &mut State) {
         let files = self.files.read();
         let Some(at) = files.iter().position(|f| f.id == state.committed.file) else {
@@ -47,14 +55,36 @@ impl Log {
         let mut producers = state.producers_committed.clone();
         producers.expire(before);
         state.sealing.push(segment.id);
-        let due = SealDue {
-            log: self.clone(),
+        state.complete.push(Complete {
             segment: segment.clone(),
             last: state.committed,
             producers,
-        };
+        });
         drop(files);
-        self.shared.queue.lock().seals.push_back(due);
+        self.release_seals(state);
+    }
+
+    /// Queues the seals of complete files that the journal knows to be closed.
+    pub(crate) fn release_seals(self: &Arc<Self>, state: &mut State) {
+        if state.complete.is_empty() {
+            return;
+        }
+        let files = self.files.read();
+        let is_closed = |file: &Complete| {
+            let at = files.iter().position(|f| f.id == file.segment.id);
+            let next = at.and_then(|at| files.get(at + 1));
+            next.is_some_and(|next| next.is_announced())
+        };
+        let (closed, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut state.complete)
+            .into_iter()
+            .partition(is_closed);
+        state.complete = waiting;
+        let mut queue = self.shared.queue.lock();
+        for file in closed {
+            let log = self.clone();
+            queue.seals.push_back(SealDue { log, file });
+        }
+        drop(queue);
         self.shared.wake_upkeep.notify_one();
     }
 
@@ -71,9 +101,11 @@ impl Log {
                 state.sealing.push(segment.id);
                 let due = SealDue {
                     log: self.clone(),
-                    segment: segment.clone(),
-                    last: next.first,
-                    producers: Producers::default(),
+                    file: Complete {
+                        segment: segment.clone(),
+                        last: next.first,
+                        producers: Producers::default(),
+                    },
                 };
                 self.shared.queue.lock().seals.push_back(due);
             }
@@ -108,10 +140,13 @@ impl SealDue {
     /// [`Error::StorageFull`]: tried again later. Anything else is final.
     fn run(&self) -> Result<()> {
         let log = &self.log;
-        let result = self.write_footer();
-        log.with_state(|state, _| state.sealing.retain(|id| *id != self.segment.id));
+        let mut result = self.write_footer();
+        if self.file.segment.is_deleted() {
+            result = Ok(());
+        }
+        log.with_state(|state, _| state.sealing.retain(|id| *id != self.file.segment.id));
         match &result {
-            Ok(()) => self.segment.set_sealed(),
+            Ok(()) => self.file.segment.set_sealed(),
             Err(Error::Damaged { .. } | Error::StorageFull { .. }) => {}
             Err(error) => log.shared.poison(error.to_string()),
         }
@@ -121,26 +156,26 @@ impl SealDue {
     fn write_footer(&self) -> Result<()> {
         let shared = &self.log.shared;
         shared.check_poison()?;
-        let segment = &self.segment;
+        let segment = &self.file.segment;
         let index = match segment.index() {
             Some(index) => index,
             None => self.log.load_index(segment)?,
         };
         let footer = Footer {
             first: segment.first,
-            last: self.last,
-            producers: self.producers.clone(),
+            last: self.file.last,
+            producers: self.file.producers.clone(),
             index: SparseIndex::clone(&index),
             membership: Vec::new(),
         };
         let bytes = footer.encode();
-        let end = self.last.pos + bytes.len() as u64;
+        let end = self.file.last.pos + bytes.len() as u64;
         let file = &segment.handle(shared)?.file;
         let what = || Error::io(format!("sealing {}", segment.name()));
-        file.write_at(self.last.pos, &[&bytes])
+        file.write_at(self.file.last.pos, &[&bytes])
             .map_err(|e| full_or(e, bytes.len() as u64, what()))?;
         file.set_len(end).map_err(what())?;
-        file.sync().map_err(what())?;
+        segment.sync(shared)?;
         segment.synced_to(segment.end());
         if let Some(dir) = segment.path.parent() {
             shared.dirs.sync(&*shared.disk, dir)?;

@@ -336,6 +336,8 @@ fn a_removed_replica_leaves_nothing() {
     commit_all(&opened.store, &log);
     opened.store.remove_replica(ReplicaId(1)).unwrap();
     settle(&opened.store);
+    // One for each table that may list its files.
+    opened.store.checkpoint_now(false).unwrap();
     opened.store.checkpoint_now(false).unwrap();
     assert!(disk.list(Path::new("/data/logs")).unwrap().is_empty());
     drop((log, opened));

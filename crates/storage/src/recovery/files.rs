@@ -24,6 +24,8 @@ impl Listing {
 pub(crate) fn list(shared: &Shared, report: &mut RecoveryReport) -> Result<Listing> {
     let mut listing = Listing::default();
     let logs = shared.logs_dir();
+    // A topic's directory may be there and not be durable: nobody will create it again.
+    shared.dirs.changed(&logs);
     let what = |path: &PathBuf| Error::io(format!("listing {}", path.display()));
     for topic in shared.disk.list(&logs).map_err(what(&logs))? {
         let dir = logs.join(&topic.name);

@@ -43,7 +43,15 @@ pub(crate) fn open_or_create(shared: &Shared, report: &mut RecoveryReport) -> Re
                 // The power failed while the directory was made.
                 return create(shared, report);
             }
-            read_identity(&bytes, &path.display().to_string())
+            let directory = read_identity(&bytes, &path.display().to_string())?;
+            // Whoever wrote it may have been stopped before the sync.
+            let io = |what: &str| Error::io(format!("syncing {what} of {}", shared.dir.display()));
+            file.sync().map_err(io("the identity"))?;
+            shared
+                .disk
+                .sync_dir(&shared.dir)
+                .map_err(io("the entries"))?;
+            Ok(directory)
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {
             if holds_data(shared) {

@@ -46,11 +46,17 @@ pub(crate) struct Replay<'a> {
 pub(crate) type Recovered = (Vec<(ReplicaSpec, LogParts)>, Vec<Arc<Segment>>);
 
 impl<'a> Replay<'a> {
-    pub(crate) fn new(shared: &'a Arc<Shared>, table: &Table, listing: &'a Listing) -> Self {
+    /// `clean`: nothing was written since the table.
+    pub(crate) fn new(
+        shared: &'a Arc<Shared>,
+        table: &Table,
+        clean: bool,
+        listing: &'a Listing,
+    ) -> Self {
         let mut replay = Replay {
             shared,
             listing,
-            clean: table.clean,
+            clean,
             stories: BTreeMap::new(),
             owners: BTreeMap::new(),
         };
@@ -191,6 +197,10 @@ impl<'a> Story<'a> {
     /// newest cut wins, also before the table's position.
     fn links(&self) -> Vec<Link> {
         let mut links: Vec<Link> = self.row.files.iter().map(Link::of_table).collect();
+        if let Some(active) = links.last_mut().filter(|_| !self.row.tail_closed) {
+            // Entries after the table went on behind its end.
+            active.end = u64::MAX;
+        }
         for header in &self.new_files {
             let cut = header.cut;
             let joined = links.iter().position(|l| l.id == cut.file);
@@ -257,13 +267,18 @@ impl<'a> Story<'a> {
         report: &mut RecoveryReport,
     ) -> Result<()> {
         let io = || Error::io(format!("restoring {}", segment.name()));
+        if link.header.is_some() {
+            // Whether its entry is durable is not known, even if the page cache shows it.
+            if let Some(dir) = segment.path.parent() {
+                shared.dirs.changed(dir);
+            }
+        }
         if !listing.files.contains_key(&link.id) {
             let Some(header) = &link.header else {
                 return self.file_is_missing(segment, report);
             };
             if let Some(dir) = segment.path.parent() {
                 shared.create_topic_dir(dir)?;
-                shared.dirs.changed(dir);
             }
             let file = shared
                 .disk
@@ -361,7 +376,8 @@ impl<'a> Story<'a> {
             if let Some(write) = &entry.producer {
                 producers.apply(write);
             }
-            log_start = entry.log_start.unwrap_or(log_start).max(log_start);
+            let start = entry.log_start.unwrap_or(log_start);
+            log_start = log_start.max(start.min(committed.next_offset));
             entries.pop_front();
         }
         let mut latest = producers.clone();

@@ -157,7 +157,10 @@ impl Walker<'_> {
                 // A newer program wrote it: skipping it would change what the log means.
                 Err(fault @ (FrameFault::Kind(_) | FrameFault::Version(_))) => {
                     let name = segment.name();
-                    self.broken = Some(format!("{name} at {}: {fault}; run the newer version", self.pos));
+                    self.broken = Some(format!(
+                        "{name} at {}: {fault}; run the newer version",
+                        self.pos
+                    ));
                     return Ok(false);
                 }
                 Err(fault) => {

@@ -1,0 +1,56 @@
+//! Crash points: seeded histories of a store over a disk that loses power, fails, fills and rots, each checked
+//! against an oracle that forgets nothing.
+//!
+//! ```text
+//! cargo test -p timberline-tests --test crash                                   a few thousand crash points
+//! CRASH_SEEDS=10000 cargo test --release -p timberline-tests --test crash -- --nocapture seeds
+//! CRASH_SEED=17 cargo test -p timberline-tests --test crash -- --nocapture seeds     one seed, its trace printed
+//! ```
+
+mod oracle;
+mod rng;
+mod sim;
+mod workload;
+
+use std::time::Instant;
+
+use sim::{Settings, Stats};
+
+/// Seeds of a plain test run.
+const SEEDS: u64 = 120;
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn seeds() {
+    let settings = Settings::default();
+    let (from, count) = match env("CRASH_SEED") {
+        Some(seed) => (seed, 1),
+        None => (
+            env("CRASH_FROM").unwrap_or(0),
+            env("CRASH_SEEDS").unwrap_or(SEEDS),
+        ),
+    };
+    let began = Instant::now();
+    let mut stats = Stats::default();
+    for seed in from..from + count {
+        let outcome = sim::run(seed, &settings);
+        stats.add(&outcome.stats);
+        if let Some(why) = outcome.failure {
+            for line in &outcome.trace {
+                eprintln!("  {line}");
+            }
+            panic!("seed {seed}: {why}");
+        }
+    }
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds in {took:.1} s, {:.0} an hour",
+        count as f64 * 3600.0 / took
+    );
+    for (name, value) in stats.lines() {
+        println!("  {name:20} {value}");
+    }
+}
