@@ -170,7 +170,8 @@ impl From<ClientError> for Failure {
                     _ => FAILED,
                 };
                 let mut failure = Failure::new(code, api.message.clone());
-                if let Some(field) = &api.field {
+                let unnamed = api.reason == Some(Reason::InvalidArgument);
+                if let Some(field) = api.field.as_ref().filter(|_| unnamed) {
                     failure.cause = format!("{} (field {field})", failure.cause);
                 }
                 if let Some(reason) = api.reason {

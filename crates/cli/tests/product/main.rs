@@ -1,0 +1,12 @@
+//! The real binary, as users run it: processes, files, pipes, signals. What it prints is a contract.
+//!
+//! Every test has a broker of its own on free ports over a temporary directory, and every wait is bounded. Processes are
+//! ended by their id.
+
+mod admin;
+mod consume;
+mod errors;
+mod harness;
+mod kill;
+mod produce;
+mod server;
