@@ -45,6 +45,8 @@ struct Assigned {
     partition: Arc<Partition>,
     id: u64,
     cursor: Cursor,
+    /// It is registered with the partition and has not been rung.
+    waiting: bool,
     /// High watermark and log start as the client was told last.
     told: Option<(i64, i64)>,
 }
@@ -224,6 +226,7 @@ impl FetchStream {
                 partition,
                 id: assign.assignment_id,
                 cursor,
+                waiting: false,
                 told: None,
             },
         );
@@ -242,7 +245,9 @@ impl FetchStream {
     /// Drops an assignment. Keys of it may still stand in line; they then mean nothing. They are swept out when they
     /// are most of it.
     fn forget(&mut self, key: Key) {
-        self.assigned.remove(&key);
+        if let Some(old) = self.assigned.remove(&key) {
+            old.stop_waiting(&self.signal, key);
+        }
         self.parked.retain(|other| *other != key);
         self.cold_line.retain(|(other, _)| *other != key);
         if self.line.len() > 2 * self.assigned.len() + 64 {
@@ -252,6 +257,7 @@ impl FetchStream {
 
     fn fail(&mut self, key: Key, error: &ApiError) -> Option<FetchResponse> {
         let failed = self.assigned.remove(&key)?;
+        failed.stop_waiting(&self.signal, key);
         self.by_partition
             .remove(&(failed.partition.topic, failed.partition.number));
         Some(respond(fetch_response::Kind::Failure(FetchFailure {
@@ -363,6 +369,12 @@ impl Assigned {
         }
     }
 
+    fn stop_waiting(&self, signal: &Arc<Signal>, key: Key) {
+        if self.waiting {
+            self.partition.waiters().forget(signal, key);
+        }
+    }
+
     fn data(&mut self, batches: Vec<Bytes>) -> FetchResponse {
         let log = &self.partition.log;
         let (high_watermark, log_start) = (log.high_watermark(), log.log_start());
@@ -380,10 +392,16 @@ impl Assigned {
     /// Registers, then looks again: what moved in between would ring nowhere.
     fn wait(&mut self, signal: &Arc<Signal>, key: Key) -> Turn {
         let partition = &self.partition;
-        partition.waiters().register(signal, key);
+        if !self.waiting {
+            partition.waiters().register(signal, key);
+            self.waiting = true;
+        }
         let log = &partition.log;
         let now = (log.high_watermark(), log.log_start());
         if now.0 > self.cursor.offset() {
+            // It stays in line, so the bell must not put it there a second time.
+            self.stop_waiting(signal, key);
+            self.waiting = false;
             return Turn::Again;
         }
         if self.told == Some(now) || self.cursor.offset() > now.0 {
@@ -447,7 +465,17 @@ impl Stream for FetchStream {
                 idle = false;
             }
             if this.signal.poll(context, &mut this.moved).is_ready() {
-                this.line.extend(this.moved.drain(..));
+                for key in this.moved.drain(..) {
+                    // A late bell of a registration that was taken back means nothing.
+                    let waiting = this
+                        .assigned
+                        .get_mut(&key)
+                        .filter(|assigned| assigned.waiting);
+                    if let Some(assigned) = waiting {
+                        assigned.waiting = false;
+                        this.line.push_back(key);
+                    }
+                }
             }
             if this.poll_cold(context) {
                 continue;

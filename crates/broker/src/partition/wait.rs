@@ -70,6 +70,15 @@ impl Waiters {
         self.any.store(true, Ordering::SeqCst);
     }
 
+    /// Takes a registration back, if it still stands: a reader that moves about must not leave one each time.
+    pub(crate) fn forget(&self, signal: &Arc<Signal>, key: u64) {
+        let mut list = self.list.lock();
+        let mine = |other: &Weak<Signal>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(signal));
+        if let Some(at) = list.iter().position(|(other, k)| *k == key && mine(other)) {
+            list.swap_remove(at);
+        }
+    }
+
     /// Wakes everybody and forgets them.
     pub(crate) fn wake(&self) {
         std::sync::atomic::fence(Ordering::SeqCst);
@@ -113,5 +122,12 @@ mod tests {
             waiters.register(&Signal::new(), key);
         }
         assert!(waiters.list.lock().len() <= SWEEP_AT);
+        for key in 0..1000 {
+            waiters.register(&signal, key);
+            waiters.forget(&signal, key);
+        }
+        assert!(waiters.list.lock().len() <= SWEEP_AT);
+        waiters.wake();
+        assert!(signal.poll(&mut context, &mut keys).is_pending());
     }
 }

@@ -347,3 +347,40 @@ async fn a_reader_that_never_reads_costs_a_bound_and_disturbs_nobody() {
     assert_eq!(fetching.values(100).await.len(), 100);
     drop(stuck);
 }
+
+#[tokio::test]
+async fn an_assignment_moved_ten_thousand_times_stays_one() {
+    let broker = TestBroker::start().await;
+    let topic = broker.topic("t", 1, &[]).await;
+    let mut fetching = broker.fetch().await;
+    fetching.grant(1 << 20).await;
+    let (sender, id) = (fetching.sender.clone(), topic.clone());
+    let moving = tokio::spawn(async move {
+        for assignment_id in 1..=10_000 {
+            let assign = FetchAssign {
+                topic_id: id.clone(),
+                assignment_id,
+                ..Default::default()
+            };
+            let kind = Some(fetch_request::Kind::Assign(assign));
+            sender.send(FetchRequest { kind }).await.unwrap();
+        }
+    });
+    loop {
+        match fetching.next().await {
+            fetch_response::Kind::Progress(p) if p.assignment_id == 10_000 => break,
+            fetch_response::Kind::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    moving.await.unwrap();
+    let mut producing = broker.produce().await;
+    for round in 0..50 {
+        let value = format!("{round}");
+        producing.put(&topic, batch(&[&value], None)).await.ack();
+        let data = fetching.data().await;
+        assert_eq!(data.assignment_id, 10_000);
+        assert_eq!(data.batches.len(), 1);
+    }
+    assert!(fetching.silent().await);
+}
