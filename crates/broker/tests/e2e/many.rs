@@ -102,3 +102,60 @@ async fn many_producers_on_one_partition_share_syncs() {
     offsets.sort_unstable();
     assert_eq!(offsets, (0..1000).collect::<Vec<i64>>());
 }
+
+#[tokio::test]
+async fn images_of_the_metadata_carry_everything_over() {
+    let mut broker = TestBroker::with(|config| config.log.metadata_image_commands = 16).await;
+    let mut kept = Vec::new();
+    for n in 0..100 {
+        let name = format!("t{n}");
+        let id = broker
+            .topic(&name, 1 + n % 3, &[("retention.ms", "12345678")])
+            .await;
+        if n % 4 == 0 {
+            let topic = Some(by_id(&id));
+            let request = DeleteTopicRequest {
+                topic,
+                ..Default::default()
+            };
+            broker.admin().delete_topic(request).await.unwrap();
+        } else {
+            kept.push((name, id));
+        }
+        if n % 40 == 39 {
+            broker.restart().await;
+        }
+    }
+    let before = broker
+        .metadata()
+        .get_metadata(GetMetadataRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    broker.restart().await;
+    let after = broker
+        .metadata()
+        .get_metadata(GetMetadataRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let names = |response: &GetMetadataResponse| -> Vec<(String, bytes::Bytes, usize)> {
+        let of = |t: &TopicInfo| (t.name.clone(), t.topic_id.clone(), t.partitions.len());
+        response.topics.iter().map(of).collect()
+    };
+    assert_eq!(names(&before), names(&after));
+    assert_eq!(after.topics.len(), kept.len());
+    for (name, id) in kept {
+        let mut producing = broker.produce().await;
+        assert_eq!(
+            producing
+                .put(&id, batch(&[&name], None))
+                .await
+                .ack()
+                .base_offset,
+            0
+        );
+    }
+    let (_, metrics) = broker.http("/metrics").await;
+    assert!(metrics.contains("timberline_partitions{state=\"quarantined\"} 0"));
+}
