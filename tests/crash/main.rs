@@ -7,7 +7,9 @@
 //! CRASH_SEED=17 cargo test -p timberline-tests --test crash -- --nocapture seeds     one seed, its trace printed
 //! ```
 
+mod damage;
 mod oracle;
+mod planted;
 mod rng;
 mod sim;
 mod workload;
@@ -52,5 +54,16 @@ fn seeds() {
     );
     for (name, value) in stats.lines() {
         println!("  {name:20} {value}");
+    }
+}
+
+#[test]
+fn a_seed_is_a_history() {
+    let settings = Settings::default();
+    for seed in 0..10 {
+        let (once, again) = (sim::run(seed, &settings), sim::run(seed, &settings));
+        assert_eq!(once.failure, None, "seed {seed}");
+        assert_eq!(once.hash, again.hash, "seed {seed} went two ways");
+        assert_ne!(once.hash, sim::run(seed + 1, &settings).hash);
     }
 }

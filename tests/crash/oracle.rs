@@ -29,6 +29,17 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
+/// What must be found again after a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// All that was acknowledged.
+    All,
+    /// What was acknowledged before the last cycle: its damage looks like a torn tail.
+    BeforeLastCycle,
+    /// Nothing: the store says that it is damaged, and takes no more writes.
+    Nothing,
+}
+
 /// Index into [`Replica::nodes`]; the root, before the first entry, is 0.
 pub(crate) type NodeId = usize;
 
@@ -73,6 +84,8 @@ pub(crate) struct Replica {
     pub(crate) path: Vec<NodeId>,
     /// Entries up to here were reported durable.
     pub(crate) acked: u64,
+    /// What was before the last cycle that was acknowledged.
+    pub(crate) before_last_cycle: u64,
     pub(crate) committed: u64,
     /// Term and vote as set last.
     pub(crate) hard: (u64, u64),
@@ -115,6 +128,7 @@ impl Replica {
             nodes: vec![root],
             path: vec![0],
             acked: 0,
+            before_last_cycle: 0,
             committed: 0,
             hard: (0, 0),
             hard_acked: (0, 0),
@@ -225,6 +239,7 @@ impl Replica {
     pub(crate) fn truncate(&mut self, index: u64) {
         self.path.truncate(index as usize + 1);
         self.acked = self.acked.min(index);
+        self.before_last_cycle = self.before_last_cycle.min(index);
         self.recount();
     }
 
@@ -252,8 +267,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Takes what the log says is durable by now.
-    pub(crate) fn is_acked_by(&mut self, log: &Log) -> Check {
+    /// Takes what the log says is durable by now; returns how many entries that adds.
+    pub(crate) fn is_acked_by(&mut self, log: &Log) -> Check<u64> {
         let durable = log.durable_index();
         ensure!(
             durable >= self.acked,
@@ -261,13 +276,14 @@ impl Replica {
             self.spec.replica,
             self.acked
         );
+        let more = durable - self.acked;
         if durable > 0 {
             self.is_acked(durable)?;
         }
         if self.hard != (0, 0) && log.is_hard_state_durable() {
             self.hard_is_durable();
         }
-        Ok(())
+        Ok(more)
     }
 
     fn recount(&mut self) {
@@ -286,7 +302,7 @@ impl Replica {
     }
 
     /// Compares a recovered log with all that was promised (INV-1, 2, 4, 5), and takes it for the log from here on.
-    pub(crate) fn recovered(&mut self, log: &Arc<Log>) -> Check {
+    pub(crate) fn recovered(&mut self, log: &Arc<Log>, promise: Promise) -> Check {
         let id = self.spec.replica;
         let (last, chain, term) = (log.last_index(), log.last_chain(), log.last_term());
         let Some(&node) = self.by_chain.get(&(last, chain)) else {
@@ -294,7 +310,12 @@ impl Replica {
                 "{id}: recovered last entry {last} has a chain that nobody wrote (INV-4)"
             ));
         };
-        let acked = self.path[self.acked as usize];
+        let acked = match promise {
+            Promise::All if log.broken().is_none() => self.acked,
+            Promise::BeforeLastCycle if log.broken().is_none() => self.before_last_cycle,
+            _ => 0,
+        };
+        let acked = self.path[acked as usize];
         ensure!(
             self.is_ancestor(acked, node),
             "{id}: acknowledged up to {}, recovered up to {last} of {} history (INV-1)",
@@ -317,7 +338,13 @@ impl Replica {
         path.reverse();
         self.path = path;
         self.recount();
-        self.check_hard(log)?;
+        if promise == Promise::All {
+            self.check_hard(log)?;
+        } else {
+            let hard = log.hard_state();
+            self.hard = (hard.term, hard.vote);
+            self.hard_is_durable();
+        }
         let commit = log.hard_state().commit;
         ensure!(
             commit <= last && log.commit_index() == commit,
@@ -337,7 +364,7 @@ impl Replica {
             log.durable_index()
         );
         ensure!(
-            log.log_start() >= self.log_start_floor,
+            log.log_start() >= self.log_start_floor || promise != Promise::All || self.damaged,
             "{id}: log start went back from {} to {}",
             self.log_start_floor,
             log.log_start()
@@ -394,7 +421,12 @@ impl Replica {
             tip.next_offset,
             self.committed,
             self.high_watermark(),
-            self.log_start(),
+            if self.damaged {
+                // The entry that moved it may be unreadable.
+                log.log_start()
+            } else {
+                self.log_start()
+            },
         );
         ensure!(
             told == want,
@@ -512,13 +544,13 @@ impl Replica {
 
     /// What is outside the readable range is refused.
     pub(crate) fn check_bounds(&self, log: &Arc<Log>) -> Check {
-        for offset in [self.log_start() - 1, self.high_watermark() + 1] {
+        for offset in [log.log_start() - 1, self.high_watermark() + 1] {
             let outcome = log.read_blocking(&mut log.cursor(offset), 1 << 20);
             ensure!(
                 matches!(outcome, Err(Error::OffsetOutOfRange { .. })),
                 "{}: offset {offset} outside {}..={} is answered with {outcome:?} (INV-3)",
                 self.spec.replica,
-                self.log_start(),
+                log.log_start(),
                 self.high_watermark()
             );
         }
@@ -527,7 +559,7 @@ impl Replica {
 
     /// The first record at or after a time.
     pub(crate) fn check_time(&self, log: &Arc<Log>, time: i64) -> Check {
-        let start = self.log_start();
+        let start = log.log_start();
         let records = self.data_from(start).into_iter().flat_map(|n| {
             let offsets = n.base_offset..;
             offsets.zip(n.timestamps.iter().copied())

@@ -20,7 +20,7 @@ use timberline_storage::{
 };
 use uuid::Uuid;
 
-use crate::oracle::{Check, Replica, ensure};
+use crate::oracle::{Check, Promise, Replica, ensure};
 use crate::rng::Rng;
 use crate::workload;
 
@@ -73,8 +73,8 @@ macro_rules! stats {
 }
 
 stats! {
-    steps, appends, acked, reads, cycles, closing_marks, direct_syncs, checkpoints, seals, laps, ring_full,
-    truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut, torn_cycles,
+    steps, appends, acked, reads, cycles, direct_syncs, checkpoints, seals, laps, ring_full,
+    truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut,
     failed_syncs, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
     tables_lost, files_deleted,
 }
@@ -88,9 +88,34 @@ pub(crate) struct Outcome {
     pub(crate) trace: VecDeque<String>,
 }
 
+/// How a seed's history differs from another's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Profile {
+    /// Percent of the occasions on which a fuse is lit.
+    fuse: u64,
+    /// Weight of a crash out of the blue.
+    crash: u64,
+    /// Weight of the beginning of a checkpoint: low, and the ring runs full.
+    checkpoint: u64,
+    /// Weights of small, medium, large and huge batches.
+    pub(crate) sizes: [u64; 4],
+}
+
+impl Profile {
+    fn of(rng: &mut Rng) -> Profile {
+        Profile {
+            fuse: rng.pick(&[5, 20, 60]),
+            crash: rng.pick(&[0, 1, 4]),
+            checkpoint: rng.pick(&[24, 24, 6, 1]),
+            sizes: rng.pick(&[[60, 28, 10, 2], [30, 60, 10, 0], [90, 10, 0, 0]]),
+        }
+    }
+}
+
 /// One history under way.
 pub(crate) struct Sim {
     pub(crate) rng: Rng,
+    pub(crate) profile: Profile,
     pub(crate) disk: FaultDisk,
     pub(crate) options: StoreOptions,
     store: Option<Store>,
@@ -116,6 +141,8 @@ pub(crate) struct Sim {
     recovery_cut: bool,
     /// Damage was done to the directory.
     pub(crate) damaged: bool,
+    /// The journal's own bytes were damaged: its last cycle looks torn then.
+    pub(crate) journal_damaged: bool,
     pub(crate) stats: Stats,
     hasher: DefaultHasher,
     trace: VecDeque<String>,
@@ -175,6 +202,7 @@ impl Sim {
         };
         Sim {
             disk: FaultDisk::new(seed),
+            profile: Profile::of(&mut rng),
             rng,
             options,
             store: None,
@@ -193,6 +221,7 @@ impl Sim {
             clean: false,
             recovery_cut: false,
             damaged: false,
+            journal_damaged: false,
             stats: Stats::default(),
             hasher: DefaultHasher::new(),
             trace: VecDeque::new(),
@@ -205,6 +234,10 @@ impl Sim {
             self.trace.pop_front();
         }
         self.trace.push_back(line);
+    }
+
+    pub(crate) fn checkpoint_runs(&self) -> bool {
+        self.checkpoint.is_some()
     }
 
     pub(crate) fn store(&self) -> Store {
@@ -234,7 +267,7 @@ impl Sim {
     }
 
     fn maybe_arm_fuse(&mut self) {
-        if self.rng.chance(60) {
+        if self.rng.chance(self.profile.fuse) {
             let scale = self.rng.pick(&[10, 100, 1_000, 4_000]);
             let ops = self.rng.below(scale);
             self.note(format!("fuse {ops}"));
@@ -243,10 +276,13 @@ impl Sim {
     }
 
     fn step(&mut self) -> Check {
-        match self
-            .rng
-            .weighted(&[480, 110, 110, 110, 90, 24, 80, 40, 20, 6, 3, 4, 4, 3, 3, 5])
-        {
+        let Profile {
+            crash, checkpoint, ..
+        } = self.profile;
+        let weights = [
+            480, 110, 110, 110, 90, checkpoint, 80, 40, 20, 6, crash, 4, 4, 3, 3, 5,
+        ];
+        match self.rng.weighted(&weights) {
             0 => self.environment(),
             1 => self.begin_cycle(),
             2 => self.run_cycle(),
@@ -289,7 +325,7 @@ impl Sim {
     }
 
     /// A sync failed since the store was opened.
-    fn sync_failed(&self) -> bool {
+    pub(crate) fn sync_failed(&self) -> bool {
         self.disk.stats().failed_syncs > self.failed_syncs_before
     }
 
@@ -308,12 +344,9 @@ impl Sim {
 
     fn note_durable(&mut self) -> Check {
         for (id, log) in &self.logs {
-            let Some(replica) = self.replicas.get_mut(id) else {
-                continue;
-            };
-            let before = replica.acked;
-            replica.is_acked_by(log)?;
-            self.stats.acked += replica.acked - before;
+            if let Some(replica) = self.replicas.get_mut(id) {
+                self.stats.acked += replica.is_acked_by(log)?;
+            }
         }
         Ok(())
     }
@@ -368,12 +401,18 @@ impl Sim {
         };
         let updates = self.store().finish_cycle(cycle);
         self.note(format!("finish cycle {updates:?}"));
-        for (replica, index) in updates {
-            if let Some(replica) = self.replicas.get_mut(&replica.0).filter(|r| !r.removed) {
-                replica.is_acked(index)?;
-            }
+        for replica in self.replicas.values_mut() {
+            replica.before_last_cycle = replica.acked;
         }
-        self.note_durable()
+        self.note_durable()?;
+        for (replica, index) in updates {
+            let known = self.replicas.get(&replica.0).filter(|r| !r.removed);
+            ensure!(
+                known.is_none_or(|r| r.acked >= index),
+                "{replica}: told durable {index} of a log that says less"
+            );
+        }
+        Ok(())
     }
 
     fn step_direct(&mut self) -> Check {
@@ -401,7 +440,7 @@ impl Sim {
         self.note_durable()
     }
 
-    fn begin_checkpoint(&mut self) -> Check {
+    pub(crate) fn begin_checkpoint(&mut self) -> Check {
         if self.checkpoint.is_none()
             && let Some(mut checkpoint) = self.store().begin_checkpoint()
         {
@@ -414,7 +453,7 @@ impl Sim {
         Ok(())
     }
 
-    fn step_checkpoint(&mut self) -> Check {
+    pub(crate) fn step_checkpoint(&mut self) -> Check {
         let store = self.store();
         let Some((_, syncs)) = &mut self.checkpoint else {
             return Ok(());
@@ -496,7 +535,7 @@ impl Sim {
         Ok(())
     }
 
-    fn lift_capacity(&mut self) {
+    pub(crate) fn lift_capacity(&mut self) {
         self.note("disk is freed".into());
         self.disk.set_capacity(None);
         self.full = false;
@@ -554,6 +593,14 @@ impl Sim {
     }
 
     fn close(&mut self) -> Check {
+        if self.try_close()? {
+            self.crash()?;
+        }
+        Ok(())
+    }
+
+    /// A clean stop; false when something came in between.
+    pub(crate) fn try_close(&mut self) -> Check<bool> {
         self.settle()?;
         if self.rng.chance(50) {
             while let Some(seal) = self.seals.pop().or_else(|| self.store().begin_seal()) {
@@ -567,12 +614,12 @@ impl Sim {
             self.step_checkpoint()?;
         }
         if self.disk.crashed() || self.store().poisoned().is_some() {
-            return Ok(());
+            return Ok(false);
         }
         if self.rng.chance(50) {
             self.check_leaks()?;
             if self.disk.crashed() || self.store().poisoned().is_some() {
-                return Ok(());
+                return Ok(false);
             }
         }
         match self.store().close() {
@@ -583,14 +630,14 @@ impl Sim {
                 for replica in self.replicas.values_mut() {
                     replica.gone |= replica.removed;
                 }
-                self.crash()
+                Ok(true)
             }
-            Err(error) => self.judge("closing", error),
+            Err(error) => self.judge("closing", error).map(|()| false),
         }
     }
 
     /// The process ends, or the power fails; then recovery, which may be stopped the same way.
-    fn crash(&mut self) -> Check {
+    pub(crate) fn crash(&mut self) -> Check {
         self.end_process();
         self.open()
     }
@@ -613,7 +660,7 @@ impl Sim {
         self.drop_store();
     }
 
-    fn drop_store(&mut self) {
+    pub(crate) fn drop_store(&mut self) {
         if let Some(store) = &self.store {
             let stats = store.stats();
             self.stats.cycles += stats.journal_cycles;
@@ -633,12 +680,11 @@ impl Sim {
     }
 
     /// Opens the store, through crashes of recovery itself, and compares all logs with the oracle.
-    fn open(&mut self) -> Check {
+    pub(crate) fn open(&mut self) -> Check {
         for attempt in 0.. {
             if attempt < RECOVERY_CRASHES_MAX {
                 self.maybe_arm_fuse();
             }
-            self.failed_syncs_before = self.disk.stats().failed_syncs;
             let outcome = self.try_open();
             let failed = self.sync_failed() && outcome.is_err();
             if self.disk.crashed() || failed {
@@ -658,6 +704,7 @@ impl Sim {
     }
 
     pub(crate) fn try_open(&mut self) -> Result<Opened, Error> {
+        self.failed_syncs_before = self.disk.stats().failed_syncs;
         Store::open(
             Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             Path::new(DIR),
@@ -682,7 +729,13 @@ impl Sim {
             self.check_report(&report, clean && uncut)?;
         }
         self.check_replicas(clean)?;
-        self.check_all(true)
+        self.check_all(true)?;
+        let poisoned = self.store().poisoned();
+        ensure!(
+            poisoned.is_none() || self.damaged || self.sync_failed(),
+            "poisoned after recovery: {poisoned:?}"
+        );
+        Ok(())
     }
 
     fn check_report(&self, report: &RecoveryReport, clean: bool) -> Check {
@@ -691,9 +744,6 @@ impl Sim {
             "damage without a fault: {report:?}"
         );
         ensure!(!clean || report.clean, "a clean stop is not seen as one");
-        if let Some(why) = self.store().poisoned() {
-            return Err(format!("poisoned by recovery: {why}"));
-        }
         Ok(())
     }
 
@@ -732,23 +782,36 @@ impl Sim {
                 "r{id} came back from the dead"
             );
         }
+        let promise = if self.store().poisoned().is_some() && self.damaged {
+            Promise::Nothing
+        } else if self.journal_damaged {
+            Promise::BeforeLastCycle
+        } else {
+            Promise::All
+        };
+        let damaged = self.damaged;
         let ids: Vec<u64> = self.replicas.keys().copied().collect();
         for id in ids {
             let log = self.logs.get(&id).cloned();
             let replica = self.replica(id);
             let Some(log) = log else {
-                ensure!(!replica.born || replica.removed, "r{id} is lost");
+                let lost = replica.born && !replica.removed && promise != Promise::Nothing;
+                ensure!(!lost, "r{id} is lost");
                 self.replicas.remove(&id);
                 continue;
             };
-            ensure!(!replica.gone, "r{id} was removed and came back");
+            ensure!(
+                !replica.gone || promise == Promise::Nothing,
+                "r{id} was removed and came back"
+            );
             replica.removed = false;
             let before = (replica.last(), replica.committed);
-            replica.recovered(&log)?;
+            replica.recovered(&log, promise)?;
             let cut = replica.last() < before.0;
             let after = (replica.last(), replica.committed);
             ensure!(
-                !clean || after == before,
+                // The table that was lost knew of a later commit.
+                !clean || after == before || damaged,
                 "r{id}: a clean stop changed (last, commit) from {before:?} to {after:?}"
             );
             ensure!(
@@ -779,7 +842,7 @@ impl Sim {
             };
             let replica = &self.replicas[&id];
             replica.check_figures(&log)?;
-            let skipped = replica.check_reads(&log, replica.log_start(), max)?;
+            let skipped = replica.check_reads(&log, log.log_start(), max)?;
             replica.check_time(&log, time)?;
             replica.check_bounds(&log)?;
             replica.check_replay(&log, from)?;
@@ -794,10 +857,6 @@ impl Sim {
             self.disk.stats().mapped_bad_sectors == 0,
             "an unreadable sector was read through the map (INV-11)"
         );
-        Ok(())
-    }
-
-    fn damage_episode(&mut self) -> Check {
         Ok(())
     }
 }

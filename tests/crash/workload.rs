@@ -21,11 +21,16 @@ const REPLICAS_MAX: usize = 4;
 const PRODUCERS: u64 = 3;
 
 /// A batch of random records.
-fn batch(rng: &mut Rng, now_ms: i64, producer: Option<ProducerStamp>) -> (Batch, Vec<i64>) {
+fn batch(
+    rng: &mut Rng,
+    sizes: &[u64; 4],
+    now_ms: i64,
+    producer: Option<ProducerStamp>,
+) -> (Batch, Vec<i64>) {
     let mut builder = BatchBuilder::new(Codec::None, TimestampType::CreateTime);
     let mut timestamps = Vec::new();
     let records = if rng.chance(70) { 1 } else { rng.within(2, 5) };
-    let len = match rng.weighted(&[60, 28, 10, 2]) {
+    let len = match rng.weighted(sizes) {
         0 => rng.within(10, 400),
         1 => rng.within(400, 6_000),
         2 => rng.within(6_000, 24_000),
@@ -45,7 +50,7 @@ fn batch(rng: &mut Rng, now_ms: i64, producer: Option<ProducerStamp>) -> (Batch,
 
 /// Any valid header, for questions about producers.
 pub(crate) fn template() -> BatchHeader {
-    *batch(&mut Rng::new(0), 0, None).0.header()
+    *batch(&mut Rng::new(0), &[1, 0, 0, 0], 0, None).0.header()
 }
 
 impl Sim {
@@ -125,18 +130,18 @@ impl Sim {
         }
     }
 
-    fn append_batch(&mut self, id: u64) -> Check {
+    pub(crate) fn append_batch(&mut self, id: u64) -> Check {
         let term = self.leader_term(id);
         let producer = self.next_batch_of_producer(id);
-        let now = self.now_ms;
-        let (batch, timestamps) = batch(&mut self.rng, now, producer);
+        let (now, sizes) = (self.now_ms, self.profile.sizes);
+        let (batch, timestamps) = batch(&mut self.rng, &sizes, now, producer);
         let log = self.log(id);
         let verdict = log.check_producer(batch.header());
         ensure!(
             verdict == SequenceCheck::Accept,
             "r{id}: the next batch of {producer:?} is answered {verdict:?} (INV-8)"
         );
-        if self.rng.chance(4) {
+        if self.rng.chance(4) && !self.replicas[&id].damaged {
             // A client that retries what it had acknowledged, or jumps ahead.
             let template = self.template;
             self.replicas[&id].check_producers(&log, &template)?;
@@ -147,7 +152,8 @@ impl Sim {
     }
 
     fn next_batch_of_producer(&mut self, id: u64) -> Option<ProducerStamp> {
-        if self.rng.chance(50) {
+        // What an unreadable batch did to its producer is not known.
+        if self.rng.chance(50) || self.replicas[&id].damaged {
             return None;
         }
         let producer = 1 + self.rng.below(PRODUCERS) as i64;
@@ -231,8 +237,10 @@ impl Sim {
                 if !self.disk.crashed() {
                     self.stats.refused += 1;
                     self.replicas[&id].check_figures(&log)?;
-                    let template = self.template;
-                    self.replicas[&id].check_producers(&log, &template)?;
+                    if !self.replicas[&id].damaged {
+                        let template = self.template;
+                        self.replicas[&id].check_producers(&log, &template)?;
+                    }
                 }
                 self.judge("appending", error)
             }

@@ -9,9 +9,9 @@ pub enum Bug {
     SkipJournalSync,
     /// A direct sync counts without having happened.
     SkipDirectSync,
-    /// A frame is acknowledged when its cycle is written, not when it is synced.
+    /// A directly synced frame is acknowledged when its sync is done, not when a synced cycle names it.
     AckEarly,
-    /// A journal cycle is accepted by its sequence alone: a stale lap is replayed.
+    /// A journal cycle is accepted by its place and checksum alone: a stale lap is replayed.
     StaleLap,
     /// A checkpoint leaves out replicas without new entries.
     ForgetIdle,

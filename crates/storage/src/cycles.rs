@@ -270,6 +270,9 @@ impl Store {
         }
         direct.segment.synced_to(direct.upto);
         direct.log.direct_synced(direct.segment.id, direct.upto);
+        if shared.has_bug(Bug::AckEarly) {
+            direct.log.direct_named(direct.segment.id, direct.upto);
+        }
         let mut queue = shared.queue.lock();
         queue
             .named

@@ -71,7 +71,7 @@ impl Footer {
     /// Reads the footer of a file, if it has a whole one.
     ///
     /// # Errors
-    /// I/O errors, and [`Error::NewerFormat`]. A torn or absent footer is `Ok(None)`.
+    /// I/O errors, and [`Error::NewerFormat`]. A torn, unreadable or absent footer is `Ok(None)`.
     pub(crate) fn read(file: &dyn DiskFile, name: &str) -> Result<Option<Footer>> {
         let io = || Error::io(format!("reading the footer of {name}"));
         let len = file.len().map_err(io())?;
@@ -80,7 +80,12 @@ impl Footer {
         }
         let mut trailer = [0; TRAILER_LEN];
         let at = len - TRAILER_LEN as u64;
-        if file.read_at(at, &mut trailer).map_err(io())? != TRAILER_LEN {
+        let read = |at, buf: &mut [u8]| {
+            let read = file.read_at(at, buf);
+            read.or_else(crate::journal::ring::unreadable_is_empty)
+                .map_err(io())
+        };
+        if read(at, &mut trailer)? != TRAILER_LEN {
             return Ok(None);
         }
         let Some((version, crc, start, footer_len)) = read_trailer(&trailer) else {
@@ -90,8 +95,8 @@ impl Footer {
             return Ok(None);
         }
         let mut bytes = vec![0; footer_len as usize];
-        let read = file.read_at(start, &mut bytes).map_err(io())?;
-        if read != bytes.len() || versioned_crc(version, &bytes) != crc {
+        let got = read(start, &mut bytes)?;
+        if got != bytes.len() || versioned_crc(version, &bytes) != crc {
             return Ok(None);
         }
         if version != VERSION {

@@ -4,6 +4,7 @@
 //! names is checked before it is believed. A wrong index costs time, never a wrong answer.
 
 use crate::codec::{Malformed, Put, Reader};
+use crate::frame::FrameHeader;
 
 /// Bytes of frames between two index entries.
 pub(crate) const INDEX_EVERY: u64 = 64 << 10;
@@ -18,6 +19,13 @@ pub(crate) struct IndexEntry {
     pub(crate) chain: u64,
     /// Largest record timestamp before this frame, within the segment.
     pub(crate) max_timestamp_before: i64,
+}
+
+impl IndexEntry {
+    /// Whether the frame at the entry's position is the one it tells of.
+    pub(crate) fn confirmed_by(&self, header: &FrameHeader) -> bool {
+        header.index == self.index && header.base_offset == self.offset
+    }
 }
 
 /// The index of one segment, in order of position.

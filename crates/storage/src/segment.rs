@@ -395,6 +395,11 @@ impl Segment {
             .cloned()
     }
 
+    /// Whether the file as a whole is gone.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.damage_at(0).is_some_and(|d| d.pos.1 == u64::MAX)
+    }
+
     pub(crate) fn damage_of_offset(&self, offset: i64) -> Option<DamagedRange> {
         let damaged = self.damaged.lock();
         damaged

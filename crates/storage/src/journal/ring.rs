@@ -124,7 +124,8 @@ impl Ring {
             let Some((header, bytes)) = self.read_cycle(scan.head, rules)? else {
                 break;
             };
-            if header.seq != scan.seq + 1 || (header.boot < scan.boot && !rules.any_boot) {
+            let follows = header.seq == scan.seq + 1 && header.boot >= scan.boot;
+            if !follows && !rules.any_boot {
                 break;
             }
             scan.seq = header.seq;

@@ -60,7 +60,7 @@ pub struct ColdRead {
 enum ColdTask {
     LoadIndex,
     RebuildIndex,
-    Verify { pos: u64, offset: i64 },
+    Verify { pos: u64 },
 }
 
 impl ColdRead {
@@ -72,7 +72,7 @@ impl ColdRead {
         match self.task {
             ColdTask::LoadIndex => self.log.load_index(&self.segment).map(|_| ()),
             ColdTask::RebuildIndex => self.log.rebuild_index(&self.segment).map(|_| ()),
-            ColdTask::Verify { pos, offset } => self.log.verify(&self.segment, pos, offset),
+            ColdTask::Verify { pos } => self.log.verify(&self.segment, pos),
         }
     }
 }
@@ -165,32 +165,40 @@ impl Log {
         let Some((segment, pos)) = cursor.at.clone() else {
             return Ok(Step::End);
         };
-        if pos >= segment.end() {
-            return Ok(match self.file_after(&segment) {
-                Some(next) => {
-                    cursor.at = Some((next.clone(), FIRST_FRAME));
-                    self.step_at(next, FIRST_FRAME, cursor.offset)?
-                }
-                None => Step::End,
-            });
-        }
-        self.step_at(segment, pos, cursor.offset)
+        self.step_at(cursor, segment, pos)
     }
 
-    fn step_at(&self, segment: Arc<Segment>, pos: u64, offset: i64) -> Result<Step> {
-        if pos >= segment.end() {
-            return Ok(Step::At(segment, pos));
+    /// Goes from a position to the one where the cursor's offset can be read: over file ends and over damage that
+    /// lies before it.
+    fn step_at(
+        &self,
+        cursor: &mut Cursor,
+        mut segment: Arc<Segment>,
+        mut pos: u64,
+    ) -> Result<Step> {
+        let offset = cursor.offset;
+        loop {
+            if let Some(damage) = segment.damage_of_offset(offset) {
+                return Err(damaged(&damage, offset));
+            }
+            if pos >= segment.end() {
+                let Some(next) = self.file_after(&segment) else {
+                    return Ok(Step::End);
+                };
+                (segment, pos) = (next, FIRST_FRAME);
+                cursor.at = Some((segment.clone(), pos));
+            } else if let Some(damage) = segment.damage_at(pos) {
+                if damage.offsets.1 > offset || damage.pos.1 <= pos {
+                    return Err(damaged(&damage, offset));
+                }
+                pos = damage.pos.1;
+                cursor.at = Some((segment.clone(), pos));
+            } else if segment.trusted_until(pos) > pos {
+                return Ok(Step::At(segment, pos));
+            } else {
+                return Ok(Step::Cold(segment, ColdTask::Verify { pos }));
+            }
         }
-        if let Some(damage) = segment
-            .damage_at(pos)
-            .or_else(|| segment.damage_of_offset(offset))
-        {
-            return Err(damaged(&damage, offset));
-        }
-        if segment.trusted_until(pos) > pos {
-            return Ok(Step::At(segment, pos));
-        }
-        Ok(Step::Cold(segment, ColdTask::Verify { pos, offset }))
     }
 
     fn find(&self, offset: i64) -> Result<Step> {
@@ -215,10 +223,7 @@ impl Log {
             if segment.damage_at(entry.pos).is_none() {
                 return Ok(Step::Cold(
                     segment,
-                    ColdTask::Verify {
-                        pos: entry.pos,
-                        offset: entry.offset,
-                    },
+                    ColdTask::Verify { pos: entry.pos },
                 ));
             }
         } else if !self.shared.has_bug(Bug::TrustIndex) {
@@ -310,8 +315,8 @@ impl Log {
         }
     }
 
-    /// Verifies frames from a position on, whose first offset is expected to be at or before `offset`.
-    fn verify(&self, segment: &Arc<Segment>, pos: u64, offset: i64) -> Result<()> {
+    /// Verifies frames from a position on.
+    fn verify(&self, segment: &Arc<Segment>, pos: u64) -> Result<()> {
         let handle = segment.handle(&self.shared)?;
         let mut scan = FrameScan::new(&*handle.file, segment.name(), segment.end(), false);
         let mut at = pos;
@@ -336,8 +341,11 @@ impl Log {
                 }
                 Err(fault) => fault,
             };
-            let from = last.map_or(offset, |l| l.next_offset());
-            let index = last.map_or(segment.first.index, |l| l.index);
+            let Some(last) = last else {
+                // Perhaps only the index is wrong: a walk from the file's start tells, and notes what is damaged.
+                return self.rebuild_index(segment).map(|_| ());
+            };
+            let (from, index) = (last.next_offset(), last.index);
             segment.add_damage(self.damage_from(segment, &mut scan, at, from, index, fault)?);
             break;
         }

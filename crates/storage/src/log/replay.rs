@@ -77,9 +77,21 @@ impl Log {
         to: u64,
         each: &mut impl FnMut(EntryRef) -> Result<()>,
     ) -> Result<()> {
+        if let Some(damage) = segment.damage_at(0) {
+            return Err(Error::Damaged {
+                from: damage.offsets.0,
+                to: damage.offsets.1,
+                what: damage.what,
+            });
+        }
         let handle = segment.handle(&self.shared)?;
         let mut scan = FrameScan::new(&*handle.file, segment.name(), segment.end(), false);
-        let start = segment.index().and_then(|i| i.by_index(from));
+        let mut start = segment.index().and_then(|i| i.by_index(from));
+        if let Some(entry) = start
+            && !scan.header(entry.pos)?.is_ok_and(|h| entry.confirmed_by(&h))
+        {
+            start = None;
+        }
         let mut pos = start.map_or(FIRST_FRAME, |e| e.pos);
         let mut next_offset = start.map_or(segment.first.next_offset, |e| e.offset);
         while pos < segment.end() {

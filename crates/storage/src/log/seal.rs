@@ -97,7 +97,9 @@ impl Log {
             let (segment, next) = (&pair[0], &pair[1]);
             let complete =
                 next.first.index <= state.committed.index && segment.end() == next.first.pos;
-            if complete && !segment.is_sealed() && !state.sealing.contains(&segment.id) {
+            if complete
+                && !segment.is_missing()
+                && !segment.is_sealed() && !state.sealing.contains(&segment.id) {
                 state.sealing.push(segment.id);
                 let due = SealDue {
                     log: self.clone(),

@@ -10,6 +10,7 @@ use super::read::max_timestamp;
 use crate::error::{Error, Result};
 use crate::file_header::FIRST_FRAME;
 use crate::frame::{EntryKind, FrameHeader};
+use crate::index::IndexEntry;
 use crate::scan::FrameScan;
 use crate::segment::Segment;
 
@@ -22,6 +23,9 @@ impl Log {
     pub fn offset_for_time(self: &Arc<Self>, timestamp_ms: i64) -> Result<Option<(i64, i64)>> {
         let files = self.files.read().clone();
         for segment in &files {
+            if segment.is_missing() {
+                continue;
+            }
             let index = match segment.index() {
                 Some(index) => index,
                 None => self.load_index(segment)?,
@@ -29,12 +33,25 @@ impl Log {
             if index.max_timestamp < timestamp_ms {
                 continue;
             }
-            let from = index.by_time(timestamp_ms).map_or(FIRST_FRAME, |e| e.pos);
+            let from = self.confirmed(segment, index.by_time(timestamp_ms))?;
             if let Some(found) = self.search(segment, from, timestamp_ms)? {
                 return Ok(Some(found));
             }
         }
         Ok(None)
+    }
+
+    /// The position of an index entry if the log confirms it, otherwise the first one.
+    fn confirmed(&self, segment: &Arc<Segment>, entry: Option<IndexEntry>) -> Result<u64> {
+        let Some(entry) = entry else {
+            return Ok(FIRST_FRAME);
+        };
+        let handle = segment.handle(&self.shared)?;
+        let mut scan = FrameScan::new(&*handle.file, segment.name(), segment.end(), false);
+        let confirmed = scan
+            .header(entry.pos)?
+            .is_ok_and(|h| entry.confirmed_by(&h));
+        Ok(if confirmed { entry.pos } else { FIRST_FRAME })
     }
 
     fn search(

@@ -311,7 +311,19 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    fn file_is_missing(&self, segment: &Arc<Segment>, report: &mut RecoveryReport) -> Result<()> {
+    fn file_is_missing(
+        &mut self,
+        segment: &Arc<Segment>,
+        report: &mut RecoveryReport,
+    ) -> Result<()> {
+        for (file, pos, bytes) in &self.frames {
+            if *file == segment.id {
+                let proven = self.proven.entry(*file).or_default();
+                proven.add(*pos, pos + bytes.len() as u64);
+            }
+        }
+        // Nothing can go on in it.
+        self.row.tail_closed |= self.row.tail.file == segment.id;
         let files = &self.row.files;
         let at = files.iter().position(|f| f.id == segment.id);
         let next = at

@@ -219,7 +219,9 @@ impl Walker<'_> {
             self.pos = at;
             let lost_to = header.base_offset;
             self.quarantine(segment, (pos, at), (from, lost_to), what);
-            self.accept(segment, &header, at, None, None);
+            let effects = scan.frame(at)?.map(|(header, payload)| entry_effects(&header, payload));
+            let (producer, log_start) = effects.unwrap_or_default();
+            self.accept(segment, &header, at, producer, log_start);
             return Ok(true);
         } else if self.row.tail.file == segment.id
             && self.row.tail.index > self.place.index
