@@ -220,7 +220,7 @@ sections! {
         /// Default of retention.bytes, for each partition. "none": unlimited.
         retention_bytes: Maybe<ByteSize> = Maybe(None), Maybe(Some(ByteSize(1))) => Maybe(Some(ByteSize(1 << 60)));
         /// Default of segment.bytes: a segment file is closed when it would grow beyond.
-        segment_bytes: ByteSize = ByteSize(GIB), ByteSize(MIB) => ByteSize(2 * GIB - 1);
+        segment_bytes: ByteSize = ByteSize(256 * MIB), ByteSize(MIB) => ByteSize(2 * GIB - 1);
         /// Default of segment.ms: a segment older than this is closed even if it is not full.
         segment_time: Span = Span(7 * DAY), Span(1) => Span(CENTURY);
         /// Default of max.message.bytes: the largest batch, as it is sent.

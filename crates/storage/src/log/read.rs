@@ -318,10 +318,12 @@ impl Log {
     /// Verifies frames from a position on.
     fn verify(&self, segment: &Arc<Segment>, pos: u64) -> Result<()> {
         let handle = segment.handle(&self.shared)?;
-        let mut scan = FrameScan::new(&*handle.file, segment.name(), segment.end(), false);
+        // The writer may go on meanwhile: one end for the scan and the loop.
+        let end = segment.end();
+        let mut scan = FrameScan::new(&*handle.file, segment.name(), end, false);
         let mut at = pos;
         let mut last: Option<FrameHeader> = None;
-        while at < segment.end() && at - pos < VERIFY_BYTES {
+        while at < end && at - pos < VERIFY_BYTES {
             let fault = match scan.frame(at)? {
                 Ok((header, _)) => {
                     let follows = match &last {

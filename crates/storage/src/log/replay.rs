@@ -85,7 +85,9 @@ impl Log {
             });
         }
         let handle = segment.handle(&self.shared)?;
-        let mut scan = FrameScan::new(&*handle.file, segment.name(), segment.end(), false);
+        // The writer may go on meanwhile: one end for the scan and the loop.
+        let end = segment.end();
+        let mut scan = FrameScan::new(&*handle.file, segment.name(), end, false);
         let mut start = segment.index().and_then(|i| i.by_index(from));
         if let Some(entry) = start
             && !scan.header(entry.pos)?.is_ok_and(|h| entry.confirmed_by(&h))
@@ -94,7 +96,7 @@ impl Log {
         }
         let mut pos = start.map_or(FIRST_FRAME, |e| e.pos);
         let mut next_offset = start.map_or(segment.first.next_offset, |e| e.offset);
-        while pos < segment.end() {
+        while pos < end {
             let (header, payload) = scan.frame(pos)?.map_err(|fault| Error::Damaged {
                 from: next_offset,
                 to: next_offset + 1,
