@@ -4,6 +4,8 @@
 //! writes), unless it is the last cycle, which looks torn. A damaged segment costs the records that lie there, each
 //! answered as damaged; all others are served, right; the log takes appends only while its last entry is proven.
 
+use std::path::PathBuf;
+
 use timberline_storage::Error;
 
 use crate::oracle::{Check, ensure};
@@ -153,6 +155,9 @@ impl Sim {
 
     /// What can still be appended is kept like anything else; what can't is refused.
     fn live_on(&mut self) -> Check {
+        // A drive gives a sector that it can't read another place when it is written again.
+        let journal = PathBuf::from(format!("{DIR}/journal"));
+        self.disk.heal(&journal).map_err(|e| e.to_string())?;
         self.stats.poisoned += u64::from(self.store().poisoned().is_some());
         let ids: Vec<u64> = self.logs.keys().copied().collect();
         for id in ids {
@@ -204,7 +209,10 @@ fn wrong_index(bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
             let mut wrong = bytes[start..].to_vec();
             let pos = at - start + 16;
             wrong[pos..pos + 8].copy_from_slice(&second_frame.to_le_bytes());
-            let crc = crc32fast::hash(&wrong[..trailer - start]);
+            let mut crc = crc32fast::Hasher::new();
+            crc.update(&u32_at(trailer + 8)?.to_le_bytes());
+            crc.update(&wrong[..trailer - start]);
+            let crc = crc.finalize();
             wrong[trailer - start + 12..trailer - start + 16].copy_from_slice(&crc.to_le_bytes());
             return Some((start as u64, wrong));
         }

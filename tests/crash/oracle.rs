@@ -491,6 +491,26 @@ impl Replica {
         }
     }
 
+    /// The first batch that a reader gets at each of some offsets: where it begins depends on an index.
+    pub(crate) fn check_seeks(&self, log: &Arc<Log>, every: usize) -> Check {
+        if self.damaged {
+            return Ok(());
+        }
+        for node in self.data_from(log.log_start()).into_iter().step_by(every) {
+            let mut cursor = log.cursor(node.next_offset - 1);
+            let found = log.read_blocking(&mut cursor, 1);
+            ensure!(
+                found
+                    .as_ref()
+                    .is_ok_and(|b| b.first() == Some(&node.stored)),
+                "{}: seeking offset {} finds another batch, or none",
+                self.spec.replica,
+                node.next_offset - 1
+            );
+        }
+        Ok(())
+    }
+
     /// Readable data entries from an offset on.
     fn data_from(&self, from: i64) -> Vec<&Node> {
         let committed = &self.path[1..=self.committed as usize];

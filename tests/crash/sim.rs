@@ -840,8 +840,10 @@ impl Sim {
             } else {
                 first
             };
+            let every = if self.damaged { 1 } else { 7 };
             let replica = &self.replicas[&id];
             replica.check_figures(&log)?;
+            replica.check_seeks(&log, every)?;
             let skipped = replica.check_reads(&log, log.log_start(), max)?;
             replica.check_time(&log, time)?;
             replica.check_bounds(&log)?;

@@ -99,16 +99,34 @@ impl Ring {
             if part.is_empty() {
                 continue;
             }
-            let read = if from_cache {
+            let read = self.read_part(at, part, from_cache)?;
+            part[read..].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Reads within the file; what the device can't read is zeros, block by block, so that one sector hides no other.
+    fn read_part(&self, at: u64, part: &mut [u8], from_cache: bool) -> Result<usize> {
+        let read = |at, part: &mut [u8]| {
+            if from_cache {
                 self.file.read_at(at, part)
             } else {
                 self.file.read_device_at(at, part)
             }
-            .or_else(unreadable_is_empty)
-            .map_err(Error::io("reading the journal"))?;
-            part[read..].fill(0);
+        };
+        match read(at, part) {
+            Err(e) if is_unreadable(&e) => {}
+            other => return other.map_err(Error::io("reading the journal")),
         }
-        Ok(())
+        let mut at = at;
+        for block in part.chunks_mut(BLOCK as usize) {
+            let got = read(at, block)
+                .or_else(unreadable_is_empty)
+                .map_err(Error::io("reading the journal"))?;
+            block[got..].fill(0);
+            at += block.len() as u64;
+        }
+        Ok(part.len())
     }
 
     /// Reads cycles from `from` on: each must follow the one before by sequence, and come from the same boot or a
@@ -189,10 +207,14 @@ pub(crate) struct ScanRules {
 
 /// An unreadable sector is damage like any other: it fails the checksum.
 pub(crate) fn unreadable_is_empty(error: std::io::Error) -> std::io::Result<usize> {
-    const EIO: i32 = 5;
-    if error.raw_os_error() == Some(EIO) {
+    if is_unreadable(&error) {
         Ok(0)
     } else {
         Err(error)
     }
+}
+
+fn is_unreadable(error: &std::io::Error) -> bool {
+    const EIO: i32 = 5;
+    error.raw_os_error() == Some(EIO)
 }
