@@ -102,6 +102,15 @@ fn read(name: &str, text: Absent, base64: Option<String>) -> Result<Option<Bytes
 }
 
 impl RecordJson {
+    /// A record from its text, which must be an object.
+    pub(crate) fn parse(text: &[u8]) -> Result<RecordJson, String> {
+        // A list of fields without names would be taken too.
+        if !text.starts_with(b"{") {
+            return Err("a record is a JSON object, {\"value\": …}".to_owned());
+        }
+        serde_json::from_slice(text).map_err(|error| error.to_string())
+    }
+
     /// A record as it was read.
     pub(crate) fn of(topic: &str, partition: i32, record: &BatchRecord) -> RecordJson {
         let (key, key_base64) = written(record.key.as_deref());
@@ -147,8 +156,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<ProducerRecord, String> {
-        let json: RecordJson = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        json.into_record("t".into())
+        RecordJson::parse(text.as_bytes())?.into_record("t".into())
     }
 
     #[test]
@@ -177,7 +185,7 @@ mod tests {
             (r#"{"value":"x","value_base64":"AA=="}"#, "both"),
             (r#"{"key_base64":"?"}"#, "key_base64"),
             (r#"{"value":1}"#, "string"),
-            ("[]", "invalid"),
+            ("[]", "object"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{error}");

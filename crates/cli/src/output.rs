@@ -162,37 +162,23 @@ mod tests {
     #[test]
     fn yaml_nests_and_quotes() {
         let value = json!([
-            {"name": "a: b", "parts": [{"n": 1, "list": []}, {"n": 2}], "none": null},
+            {"name": "a: b", "parts": [{"m": 1, "list": []}, {"m": 2}], "none": null},
             {"name": "c", "inner": {"x.y": true}},
             7
         ]);
         let expected = "\
 - name: \"a: b\"
-  none: null
   parts:
-    - list: []
-      n: 1
-    - n: 2
-- inner:
+    - m: 1
+      list: []
+    - m: 2
+  none: null
+- name: \"c\"
+  inner:
     \"x.y\": true
-  name: \"c\"
 - 7
 ";
-        let text = yaml(&value);
-        // The order of fields is the map's.
-        let sorted = |text: &str| {
-            let mut lines: Vec<_> = text
-                .lines()
-                .map(|line| line.trim_start_matches(['-', ' ']).to_owned())
-                .collect();
-            lines.sort();
-            lines
-        };
-        assert_eq!(sorted(&text), sorted(expected));
-        assert_eq!(
-            text.lines().filter(|line| line.starts_with("- ")).count(),
-            3
-        );
+        assert_eq!(yaml(&value), expected);
     }
 
     #[test]

@@ -184,10 +184,7 @@ impl Verifier<'_> {
         self.check_identity(table.directory)?;
         let journal = self.open(&self.dir.join(JOURNAL))?;
         let ring = Ring::new(journal, table.journal_bytes, table.journal_from);
-        let rules = ScanRules {
-            any_boot: false,
-            from_cache: false,
-        };
+        let rules = ScanRules::default();
         let scan = ring.scan(table.journal_from, table.journal_seq, table.boot, rules)?;
         self.report.clean = table.clean && scan.cycles.is_empty() && !lost;
         self.report.journal_cycles = scan.cycles.iter().filter(|(c, _)| !c.closing).count() as u64;

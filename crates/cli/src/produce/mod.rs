@@ -329,9 +329,9 @@ fn feed_json(
         let bad = |why: String| {
             Failure::failed(format!("line {}: {why}", lines.number())).reason(BAD_INPUT)
         };
-        let json: RecordJson =
-            serde_json::from_slice(line).map_err(|error| bad(error.to_string()))?;
-        let mut record = json.into_record(Arc::clone(&template.topic)).map_err(bad)?;
+        let mut record = RecordJson::parse(line)
+            .and_then(|json| json.into_record(Arc::clone(&template.topic)))
+            .map_err(bad)?;
         record.partition = template.partition.or(record.partition);
         record.key = template.key.clone().or(record.key);
         record.headers.extend(template.headers.iter().cloned());

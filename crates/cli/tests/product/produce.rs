@@ -196,7 +196,7 @@ fn a_file_in_pieces_is_the_same_file() {
     let piped = broker
         .run_with(
             &[
-                "produce", "files", "--file", "-", "--chunk", "1MiB", "-p", "2", "-o", "json",
+                "produce", "files", "--file", "-", "--chunk", "1MB", "-p", "2", "-o", "json",
             ],
             &content,
         )
@@ -204,7 +204,7 @@ fn a_file_in_pieces_is_the_same_file() {
     let summary = piped.json();
     assert_eq!(
         (&summary["records"], &summary["bytes"], &summary["failed"]),
-        (&json!(3), &json!(3_000_017), &json!(0))
+        (&json!(4), &json!(3_000_017), &json!(0))
     );
 }
 

@@ -153,7 +153,7 @@ impl Sender {
             sleep_until(due, &mut pump);
             let value = stamped(self.run, number, after, &payloads.next_value());
             let record = ProducerRecord::value(Arc::clone(&topic), value);
-            if pump.send(record, number, due).is_err() {
+            if pump.send(record, number, due).is_err() || pump.tally().failed() > 0 {
                 break;
             }
         }

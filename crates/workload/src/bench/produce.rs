@@ -76,7 +76,8 @@ impl ProduceLoad {
 /// Runs the load. `tally` counts along.
 ///
 /// # Errors
-/// The topic does not exist or can't be reached at the start. A record that fails is counted, not returned.
+/// The topic does not exist or can't be reached at the start. A record that fails ends the run and is counted; when none is
+/// acknowledged, its error is returned.
 pub async fn produce(
     client: &Client,
     load: &ProduceLoad,
@@ -97,7 +98,7 @@ pub async fn produce(
     let begun = Instant::now();
     let mut threads = Vec::new();
     for (at, (producer, pump)) in pumps.into_iter().enumerate() {
-        let sender = Sender::new(load, at as u64);
+        let sender = Sender::new(load, at as u64, Arc::clone(&tally));
         let thread = tokio::task::spawn_blocking(move || sender.run(pump, begun));
         threads.push((producer, thread));
     }
@@ -134,10 +135,11 @@ struct Sender {
     rate: Option<f64>,
     partition: Option<i32>,
     keys: u64,
+    tally: Arc<Tally>,
 }
 
 impl Sender {
-    fn new(load: &ProduceLoad, first: u64) -> Sender {
+    fn new(load: &ProduceLoad, first: u64, tally: Arc<Tally>) -> Sender {
         Sender {
             topic: load.topic.as_str().into(),
             payloads: Payloads::new(load.size, load.seed.wrapping_add(first)),
@@ -147,6 +149,7 @@ impl Sender {
             rate: load.rate,
             partition: load.partition,
             keys: load.keys,
+            tally,
         }
     }
 
@@ -169,8 +172,9 @@ impl Sender {
                 headers: Vec::new(),
                 timestamp_ms: None,
             };
-            // What is refused at once counts as an error in the end: it has no acknowledgement.
-            if pump.send(record, at, due).is_err() {
+            // A run with a failure is not worth going on with. What was not sent counts as an error: it has no
+            // acknowledgement.
+            if pump.send(record, at, due).is_err() || self.tally.failed() > 0 {
                 break;
             }
             at += self.step;
