@@ -121,7 +121,9 @@ impl Sim {
         self.note(format!("{kind:?} of {} sector {sector}", path.display()));
         let done = match kind {
             Damage::SegmentDeleted => self.disk.delete_outside(&path),
-            Damage::SegmentCut => self.disk.truncate_outside(&path, self.rng.below(used as u64)),
+            Damage::SegmentCut => self
+                .disk
+                .truncate_outside(&path, self.rng.below(used as u64)),
             Damage::SegmentBadSector => self.disk.bad_sector(&path, sector),
             Damage::Index => {
                 let Some((at, wrong)) = wrong_index(&bytes) else {
@@ -204,7 +206,11 @@ fn wrong_index(bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
     for count in 1..64 {
         let at = trailer.checked_sub(40 * count)?;
         let is_index = u32_at(at - 4)? as usize == count && u64_at(at + 16)? == first_frame;
-        let later = if count > 1 { u64_at(at + 56)? } else { u64::MAX };
+        let later = if count > 1 {
+            u64_at(at + 56)?
+        } else {
+            u64::MAX
+        };
         if is_index && second_frame < later {
             let mut wrong = bytes[start..].to_vec();
             let pos = at - start + 16;

@@ -48,12 +48,12 @@ fn seeds() {
         }
     }
     let took = began.elapsed().as_secs_f64();
-    println!(
+    eprintln!(
         "{count} seeds in {took:.1} s, {:.0} an hour",
         count as f64 * 3600.0 / took
     );
     for (name, value) in stats.lines() {
-        println!("  {name:20} {value}");
+        eprintln!("  {name:20} {value}");
     }
 }
 

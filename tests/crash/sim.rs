@@ -795,7 +795,12 @@ impl Sim {
             let log = self.logs.get(&id).cloned();
             let replica = self.replica(id);
             let Some(log) = log else {
-                let lost = replica.born && !replica.removed && promise != Promise::Nothing;
+                let promised = match promise {
+                    Promise::All => replica.born,
+                    Promise::BeforeLastCycle => replica.before_last_cycle > 0,
+                    Promise::Nothing => false,
+                };
+                let lost = promised && !replica.removed;
                 ensure!(!lost, "r{id} is lost");
                 self.replicas.remove(&id);
                 continue;

@@ -221,10 +221,7 @@ impl Log {
         };
         if segment.trusted_until(entry.pos) <= entry.pos {
             if segment.damage_at(entry.pos).is_none() {
-                return Ok(Step::Cold(
-                    segment,
-                    ColdTask::Verify { pos: entry.pos },
-                ));
+                return Ok(Step::Cold(segment, ColdTask::Verify { pos: entry.pos }));
             }
         } else if !self.shared.has_bug(Bug::TrustIndex) {
             // Derived data is believed only as far as the log confirms it.

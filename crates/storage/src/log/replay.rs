@@ -90,7 +90,9 @@ impl Log {
         let mut scan = FrameScan::new(&*handle.file, segment.name(), end, false);
         let mut start = segment.index().and_then(|i| i.by_index(from));
         if let Some(entry) = start
-            && !scan.header(entry.pos)?.is_ok_and(|h| entry.confirmed_by(&h))
+            && !scan
+                .header(entry.pos)?
+                .is_ok_and(|h| entry.confirmed_by(&h))
         {
             start = None;
         }

@@ -99,7 +99,9 @@ impl Log {
                 next.first.index <= state.committed.index && segment.end() == next.first.pos;
             if complete
                 && !segment.is_missing()
-                && !segment.is_sealed() && !state.sealing.contains(&segment.id) {
+                && !segment.is_sealed()
+                && !state.sealing.contains(&segment.id)
+            {
                 state.sealing.push(segment.id);
                 let due = SealDue {
                     log: self.clone(),

@@ -392,6 +392,10 @@ impl<'a> Story<'a> {
             log_start = log_start.max(start.min(committed.next_offset));
             entries.pop_front();
         }
+        if !shared.has_bug(Bug::CommitBeyondEnd) {
+            // An index inside damage has no place.
+            hard.commit = committed.index;
+        }
         let mut latest = producers.clone();
         for entry in &entries {
             if let Some(write) = &entry.producer {

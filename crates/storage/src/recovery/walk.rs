@@ -219,7 +219,9 @@ impl Walker<'_> {
             self.pos = at;
             let lost_to = header.base_offset;
             self.quarantine(segment, (pos, at), (from, lost_to), what);
-            let effects = scan.frame(at)?.map(|(header, payload)| entry_effects(&header, payload));
+            let effects = scan
+                .frame(at)?
+                .map(|(header, payload)| entry_effects(&header, payload));
             let (producer, log_start) = effects.unwrap_or_default();
             self.accept(segment, &header, at, producer, log_start);
             return Ok(true);
