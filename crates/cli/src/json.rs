@@ -14,8 +14,8 @@ use timberline_client::{BatchRecord, ProducerRecord};
 #[serde(deny_unknown_fields)]
 pub(crate) struct HeaderJson {
     key: String,
-    #[serde(default, skip_serializing_if = "Absent::is_absent")]
-    value: Absent,
+    #[serde(default, skip_serializing_if = "Field::is_missing")]
+    value: Field,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value_base64: Option<String>,
 }
@@ -32,12 +32,12 @@ pub(crate) struct RecordJson {
     offset: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timestamp_ms: Option<i64>,
-    #[serde(default, skip_serializing_if = "Absent::is_absent")]
-    key: Absent,
+    #[serde(default, skip_serializing_if = "Field::is_missing")]
+    key: Field,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key_base64: Option<String>,
-    #[serde(default, skip_serializing_if = "Absent::is_absent")]
-    value: Absent,
+    #[serde(default, skip_serializing_if = "Field::is_missing")]
+    value: Field,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value_base64: Option<String>,
     #[serde(default)]
@@ -46,53 +46,53 @@ pub(crate) struct RecordJson {
 
 /// A text, null, or no field at all: told apart when writing.
 #[derive(Debug, Default)]
-enum Absent {
+enum Field {
     #[default]
-    Absent,
+    Missing,
     Null,
     Text(String),
 }
 
-impl Absent {
-    fn is_absent(&self) -> bool {
-        matches!(self, Absent::Absent)
+impl Field {
+    fn is_missing(&self) -> bool {
+        matches!(self, Field::Missing)
     }
 }
 
-impl Serialize for Absent {
+impl Serialize for Field {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Absent::Text(text) => serializer.serialize_str(text),
-            Absent::Null | Absent::Absent => serializer.serialize_none(),
+            Field::Text(text) => serializer.serialize_str(text),
+            Field::Null | Field::Missing => serializer.serialize_none(),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Absent {
+impl<'de> Deserialize<'de> for Field {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(match Option::<String>::deserialize(deserializer)? {
-            Some(text) => Absent::Text(text),
-            None => Absent::Null,
+            Some(text) => Field::Text(text),
+            None => Field::Null,
         })
     }
 }
 
 /// The text field and the base64 field of these bytes.
-fn written(bytes: Option<&[u8]>) -> (Absent, Option<String>) {
+fn written(bytes: Option<&[u8]>) -> (Field, Option<String>) {
     match bytes {
-        None => (Absent::Null, None),
+        None => (Field::Null, None),
         Some(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => (Absent::Text(text.to_owned()), None),
-            Err(_) => (Absent::Absent, Some(STANDARD.encode(bytes))),
+            Ok(text) => (Field::Text(text.to_owned()), None),
+            Err(_) => (Field::Missing, Some(STANDARD.encode(bytes))),
         },
     }
 }
 
 /// The bytes of a pair of fields.
-fn read(name: &str, text: Absent, base64: Option<String>) -> Result<Option<Bytes>, String> {
+fn read(name: &str, text: Field, base64: Option<String>) -> Result<Option<Bytes>, String> {
     match (text, base64) {
-        (Absent::Text(_), Some(_)) => Err(format!("both `{name}` and `{name}_base64` are given")),
-        (Absent::Text(text), None) => Ok(Some(text.into())),
+        (Field::Text(_), Some(_)) => Err(format!("both `{name}` and `{name}_base64` are given")),
+        (Field::Text(text), None) => Ok(Some(text.into())),
         (_, Some(base64)) => STANDARD
             .decode(&base64)
             .map(|bytes| Some(bytes.into()))

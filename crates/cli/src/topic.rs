@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use clap_complete::ArgValueCandidates;
 use serde_json::{Value, json};
 use timberline_client::{
-    Admin, ConfigChange, ConfigEntry, ConfigSource, NewTopic, PartitionState, TopicDescription,
-    TopicInfo, TrimTarget,
+    Admin, ConfigChange, ConfigEntry, ConfigSource, NewTopic, PartitionInfo, PartitionState,
+    TopicDescription, TopicInfo, TrimTarget,
 };
 
 use crate::complete::topics;
@@ -264,7 +264,7 @@ async fn describe(args: DescribeArgs) -> Result<(), Failure> {
 }
 
 /// The states of all partitions with where each is; a partition without news has only its place.
-fn partitions_of(topic: &TopicDescription) -> Vec<(PartitionState, Option<i32>, &[i32], &[i32])> {
+fn partitions_of(topic: &TopicDescription) -> Vec<(PartitionState, &PartitionInfo)> {
     let state = |number| {
         let found = topic
             .partitions
@@ -276,28 +276,23 @@ fn partitions_of(topic: &TopicDescription) -> Vec<(PartitionState, Option<i32>, 
         })
     };
     let infos = topic.topic.partitions.iter();
-    infos
-        .map(|info| {
-            let (replicas, in_sync) = (&info.replicas[..], &info.in_sync[..]);
-            (state(info.partition), info.leader_id, replicas, in_sync)
-        })
-        .collect()
+    infos.map(|info| (state(info.partition), info)).collect()
 }
 
 fn description_value(topic: &TopicDescription) -> Value {
     let partitions: Vec<_> = partitions_of(topic)
         .into_iter()
-        .map(|(state, leader, replicas, in_sync)| {
+        .map(|(state, info)| {
             let quarantined = state.quarantined.iter();
             let quarantined: Vec<_> = quarantined
                 .map(|range| json!({"from": range.from, "to": range.to}))
                 .collect();
             json!({
                 "partition": state.partition,
-                "leader": leader,
+                "leader": info.leader_id,
                 "leader_epoch": state.leader_epoch,
-                "replicas": replicas,
-                "in_sync": in_sync,
+                "replicas": info.replicas,
+                "in_sync": info.in_sync,
                 "log_start_offset": state.log_start_offset,
                 "high_watermark": state.high_watermark,
                 "size_bytes": state.size_bytes,
@@ -332,7 +327,7 @@ fn description_table(topic: &TopicDescription, wide: bool) -> String {
     ]);
     let rows = partitions
         .iter()
-        .map(|(state, leader, ..)| {
+        .map(|(state, info)| {
             let damaged: i64 = state
                 .quarantined
                 .iter()
@@ -340,7 +335,8 @@ fn description_table(topic: &TopicDescription, wide: bool) -> String {
                 .sum();
             vec![
                 state.partition.to_string(),
-                leader.map_or("none".to_owned(), |id| id.to_string()),
+                info.leader_id
+                    .map_or("none".to_owned(), |id| id.to_string()),
                 state.leader_epoch.to_string(),
                 state.log_start_offset.to_string(),
                 state.high_watermark.to_string(),

@@ -278,10 +278,9 @@ struct Collector {
 impl Collector {
     async fn run(mut self, mut chunks: mpsc::Receiver<Vec<Sent>>) -> Outcomes {
         while let Some(chunk) = chunks.recv().await {
-            let mut sent = chunk.into_iter().peekable();
             // Due times of records settled since the clock was read last.
             let mut settled: Vec<Instant> = Vec::with_capacity(CHUNK);
-            while let Some(next) = sent.next() {
+            for next in chunk {
                 let result = match next.delivery.try_result() {
                     Some(result) => result,
                     None => {

@@ -176,7 +176,7 @@ fn open(args: &ProduceArgs) -> Result<(Box<dyn Read + Send>, Option<u64>), Failu
                 .next("Send an archive of it: `tar c DIR | timberline produce TOPIC --file -`."),
         );
     }
-    Ok((Box::new(file), metadata.is_file().then(|| metadata.len())))
+    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
 /// A wrong partition is told before anything is read.

@@ -3,6 +3,11 @@
 //! Every test has a broker of its own on free ports over a temporary directory, and every wait is bounded. Processes are
 //! ended by their id.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that finds something missing is to fail there"
+)]
+
 mod admin;
 mod consume;
 mod errors;
