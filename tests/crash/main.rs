@@ -10,6 +10,7 @@
 mod damage;
 mod oracle;
 mod planted;
+mod regressions;
 mod rng;
 mod sim;
 mod workload;

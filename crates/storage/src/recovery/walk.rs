@@ -228,7 +228,9 @@ impl Walker<'_> {
         } else if self.row.tail.file == segment.id
             && self.row.tail.index > self.place.index
             && self.row.tail.pos > pos
+            && self.row.tail.pos <= self.links[self.at].end
         {
+            // Unless a newer file cut it off.
             self.jump(self.row.tail);
         } else if let Some(next) = self
             .links
