@@ -275,6 +275,12 @@ impl Verifier<'_> {
             let last = next.unwrap_or(replica.tail);
             self.segment(replica, file, last, next.is_none(), path, &mut log)?;
         }
+        let at = self.report.logs.len();
+        if !self.report.clean {
+            self.tails
+                .entry(replica.spec.replica)
+                .or_insert((at, replica.tail));
+        }
         self.report.logs.push(log);
         Ok(())
     }
@@ -414,15 +420,31 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Checks a file that goes on where a log of the table ends.
+    /// Checks a file that goes on where a log ends, or begins one.
     fn continues(&mut self, id: FileId, path: &Path) -> Result<bool> {
         let name = path.display().to_string();
         let handle = self.open(path)?;
         let Ok(header) = read_header(&*handle, &name)? else {
             return Ok(false);
         };
-        let Some((at, tail)) = self.tails.get(&header.spec.replica).copied() else {
-            return Ok(false);
+        let known = self.tails.get(&header.spec.replica).copied();
+        let (at, tail) = match known {
+            Some(known) => known,
+            // The first file of a log that the table does not know yet.
+            None if header.cut.file == FileId::NONE => {
+                self.report.logs.push(VerifiedLog {
+                    spec: header.spec,
+                    files: 0,
+                    frames: 0,
+                    records: 0,
+                    bytes: 0,
+                    log_start: header.cut.next_offset,
+                    next_offset: header.cut.next_offset,
+                    unproven_bytes: 0,
+                });
+                (self.report.logs.len() - 1, header.cut)
+            }
+            None => return Ok(false),
         };
         let (cut, log) = (header.cut, &mut self.report.logs[at]);
         if header.id != id
@@ -634,6 +656,12 @@ mod tests {
         drop((store, log));
         let report = verify(&disk).unwrap();
         assert!(!report.clean && report.damage.is_empty(), "{report:?}");
+        assert_eq!(
+            (report.logs.len(), report.logs[0].frames),
+            (1, 5),
+            "{report:?}"
+        );
+        assert_eq!(report.notes, [""; 0]);
     }
 
     #[test]

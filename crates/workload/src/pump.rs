@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use timberline_client::{Delivery, Error, Producer, ProducerRecord, RecordMetadata};
 use tokio::runtime::Handle;
@@ -136,6 +136,8 @@ pub struct Pump {
     /// Lanes with something in their chunk.
     dirty: Vec<usize>,
     now: Instant,
+    /// The wall clock, read together with `now`, ms since the Unix epoch.
+    wall_ms: i64,
     until_clock: u32,
 }
 
@@ -150,6 +152,7 @@ impl Pump {
             lanes: Vec::new(),
             dirty: Vec::new(),
             now: Instant::now(),
+            wall_ms: wall_ms(),
             until_clock: 0,
         }
     }
@@ -171,10 +174,16 @@ impl Pump {
     pub fn now(&mut self) -> Instant {
         if self.until_clock == 0 {
             self.now = Instant::now();
+            self.wall_ms = wall_ms();
             self.until_clock = CLOCK_EVERY;
         }
         self.until_clock -= 1;
         self.now
+    }
+
+    /// The wall clock at the last reading of [`Pump::now`], ms since the Unix epoch.
+    pub fn wall_ms(&self) -> i64 {
+        self.wall_ms
     }
 
     /// Sends a record that was due at `due`. Blocks while the producer's buffer is full.
@@ -256,6 +265,11 @@ impl Pump {
             outcomes
         })
     }
+}
+
+fn wall_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as i64)
 }
 
 impl Lane {

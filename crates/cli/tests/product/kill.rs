@@ -4,6 +4,8 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::harness::{Broker, alone, finish, random};
 
 #[test]
@@ -42,6 +44,22 @@ fn a_file_survives_kills_in_the_middle_of_its_sending() {
     assert_eq!(produced.out, format!("{}\n", content.len() / (64 << 10)));
     // Acknowledged is on disk: once more, with nothing under way.
     broker.kill();
+    let dir = broker.data_dir();
+    let checked = alone(["verify", "log", dir.to_str().unwrap(), "-o", "json"])
+        .ok()
+        .json();
+    let offset = |log: &Value| log["next_offset"].as_i64().unwrap();
+    let ends: Vec<_> = checked["logs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(offset)
+        .collect();
+    assert!(
+        ends.contains(&768),
+        "what is behind the checkpoint is seen too: {checked}"
+    );
+    assert_eq!(checked["clean_stop"], false);
     broker.spawn(&[]);
     let read = broker
         .run(&[

@@ -170,7 +170,8 @@ impl Sender {
                 key: (self.keys > 0).then(|| key(at % self.keys)),
                 value: Some(self.payloads.next_value()),
                 headers: Vec::new(),
-                timestamp_ms: None,
+                // One reading of the clock serves several records; at a rate each has its own.
+                timestamp_ms: self.rate.is_none().then(|| pump.wall_ms()),
             };
             // A run with a failure is not worth going on with. What was not sent counts as an error: it has no
             // acknowledgement.
