@@ -149,7 +149,7 @@ impl Sim {
             match self.try_open() {
                 Ok(opened) => return self.opened(opened),
                 // A fault or a fuse that was planned before.
-                Err(_) if self.sync_failed() || self.disk.crashed() => self.end_process(),
+                Err(_) if self.write_failed() || self.disk.crashed() => self.end_process(),
                 Err(error) => return Err(format!("a damaged directory does not open: {error}")),
             }
         }

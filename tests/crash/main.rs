@@ -55,6 +55,9 @@ fn seeds() {
     );
     for (name, value) in stats.lines() {
         eprintln!("  {name:20} {value}");
+        // Broken logs are rare: they are looked for in long runs, and in a test of their own.
+        let rare = name == "broken_logs";
+        assert!(value > 0 || rare || count < SEEDS, "no history met {name}");
     }
 }
 

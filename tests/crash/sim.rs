@@ -75,7 +75,7 @@ macro_rules! stats {
 stats! {
     steps, appends, acked, reads, cycles, direct_syncs, checkpoints, seals, laps, ring_full,
     truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut,
-    failed_syncs, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
+    failed_writes, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
     tables_lost, files_deleted,
 }
 
@@ -133,8 +133,8 @@ pub(crate) struct Sim {
     pub(crate) template: BatchHeader,
     /// The disk has a limit.
     full: bool,
-    /// Syncs that had failed when the store was opened: one more may poison it.
-    failed_syncs_before: u64,
+    /// Writes and syncs that had failed when the store was opened: one more may poison it.
+    failures_before: u64,
     /// The last stop was clean.
     clean: bool,
     /// The recovery before the one that ended did not.
@@ -159,7 +159,7 @@ pub(crate) fn run(seed: u64, settings: &Settings) -> Outcome {
     };
     if failure.is_some() {
         // What is left of a broken store may panic again: it is not dropped.
-        sim.stats.failed_syncs = sim.disk.stats().failed_syncs;
+        sim.stats.failed_writes = sim.failures();
         let outcome = Outcome {
             stats: sim.stats,
             hash: 0,
@@ -170,7 +170,7 @@ pub(crate) fn run(seed: u64, settings: &Settings) -> Outcome {
         return outcome;
     }
     sim.drop_store();
-    sim.stats.failed_syncs = sim.disk.stats().failed_syncs;
+    sim.stats.failed_writes = sim.failures();
     sim.disk.state_hash().hash(&mut sim.hasher);
     Outcome {
         stats: sim.stats,
@@ -217,7 +217,7 @@ impl Sim {
             next_replica: 0,
             template: workload::template(),
             full: false,
-            failed_syncs_before: 0,
+            failures_before: 0,
             clean: false,
             recovery_cut: false,
             damaged: false,
@@ -301,7 +301,7 @@ impl Sim {
                 Ok(())
             }
             10 => self.crash(),
-            11 => self.plan_failed_sync(),
+            11 => self.plan_failure(),
             12 => self.change_capacity(),
             13 => self.settle(),
             14 => self.close(),
@@ -315,7 +315,7 @@ impl Sim {
             return self.crash();
         }
         if let Some(why) = self.store().poisoned() {
-            ensure!(self.sync_failed(), "poisoned without a fault: {why}");
+            ensure!(self.write_failed(), "poisoned without a fault: {why}");
             self.stats.poisoned += 1;
             if self.rng.chance(25) {
                 return self.crash();
@@ -324,18 +324,23 @@ impl Sim {
         Ok(())
     }
 
-    /// A sync failed since the store was opened.
-    pub(crate) fn sync_failed(&self) -> bool {
-        self.disk.stats().failed_syncs > self.failed_syncs_before
+    /// A write or a sync failed since the store was opened.
+    pub(crate) fn write_failed(&self) -> bool {
+        self.failures() > self.failures_before
+    }
+
+    fn failures(&self) -> u64 {
+        let stats = self.disk.stats();
+        stats.failed_syncs + stats.write_errors
     }
 
     /// Whether an error may be, as things stand.
     pub(crate) fn judge(&mut self, what: &str, error: Error) -> Check {
         let allowed = self.disk.crashed()
             || match &error {
-                Error::StorageFull { .. } => self.full || self.sync_failed(),
+                Error::StorageFull { .. } => self.full || self.write_failed(),
                 Error::Poisoned { .. } => self.store().poisoned().is_some() || self.damaged,
-                _ => self.store().poisoned().is_some() && self.sync_failed(),
+                _ => self.write_failed(),
             };
         self.note(format!("{what}: {error}"));
         ensure!(allowed, "{what}: {error}");
@@ -507,12 +512,15 @@ impl Sim {
         }
     }
 
-    fn plan_failed_sync(&mut self) -> Check {
+    fn plan_failure(&mut self) -> Check {
         let part = self.rng.pick(&["journal", ".seg", "table", "logs"]);
         let skip = self.rng.below(4);
-        let fault = self
-            .rng
-            .pick(&[Fault::SyncError, Fault::SyncError, Fault::SyncFull]);
+        let fault = self.rng.pick(&[
+            Fault::SyncError,
+            Fault::SyncError,
+            Fault::SyncFull,
+            Fault::WriteError,
+        ]);
         self.note(format!("{fault:?} at {part} after {skip}"));
         self.disk.inject(fault, part, skip);
         Ok(())
@@ -646,7 +654,7 @@ impl Sim {
         self.stats.crashes += 1;
         let kill = self.rng.chance(50);
         let evict = self.rng.chance(20);
-        self.note(format!("{}", if kill { "kill" } else { "power loss" }));
+        self.note(if kill { "kill" } else { "power loss" }.to_owned());
         if kill {
             self.disk.kill();
             self.stats.kills += 1;
@@ -686,7 +694,7 @@ impl Sim {
                 self.maybe_arm_fuse();
             }
             let outcome = self.try_open();
-            let failed = self.sync_failed() && outcome.is_err();
+            let failed = self.write_failed() && outcome.is_err();
             if self.disk.crashed() || failed {
                 drop(outcome);
                 self.stats.crashes_in_recovery += 1;
@@ -704,7 +712,7 @@ impl Sim {
     }
 
     pub(crate) fn try_open(&mut self) -> Result<Opened, Error> {
-        self.failed_syncs_before = self.disk.stats().failed_syncs;
+        self.failures_before = self.failures();
         Store::open(
             Arc::new(self.disk.clone()) as Arc<dyn Disk>,
             Path::new(DIR),
@@ -732,7 +740,7 @@ impl Sim {
         self.check_all(true)?;
         let poisoned = self.store().poisoned();
         ensure!(
-            poisoned.is_none() || self.damaged || self.sync_failed(),
+            poisoned.is_none() || self.damaged || self.write_failed(),
             "poisoned after recovery: {poisoned:?}"
         );
         Ok(())
