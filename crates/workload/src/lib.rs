@@ -1,7 +1,7 @@
 //! What loads, measures and checks a cluster from outside.
 //!
 //! - [`Pump`]: sends records as fast as the producer takes them and accounts for the outcome of every one.
-//! - [`bench`]: `timberline bench`: produce, consume, end to end.
+//! - [`mod@bench`]: `timberline bench`: produce, consume, end to end.
 //! - [`Ledger`]: what was acknowledged against what was read: lost, duplicated, altered.
 //! - [`demo`]: a broker, a real file, `kill -9` in the middle, everything back.
 //! - [`BrokerProcess`]: a broker in a process of its own, to be killed.
