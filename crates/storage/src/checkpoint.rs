@@ -47,11 +47,11 @@ pub struct Checkpoint {
     deletable: Vec<Arc<Segment>>,
 }
 
-/// One file that a checkpoint syncs.
+/// One file that is synced for a checkpoint, in it or ahead of it.
 #[derive(Debug)]
 pub struct CheckpointSync {
-    segment: Arc<Segment>,
-    upto: u64,
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) upto: u64,
 }
 
 impl Store {

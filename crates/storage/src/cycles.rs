@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::bugs::Bug;
+use crate::checkpoint::CheckpointSync;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ReplicaId};
 use crate::journal::cycle::{CycleBuilder, REMOVE_RECORD};
@@ -72,6 +73,8 @@ pub struct Work {
     pub cycle: Option<Cycle>,
     /// To be run and finished, by any threads.
     pub direct: Vec<DirectSync>,
+    /// To be run by any threads, or dropped: syncs that a checkpoint would otherwise do in one burst.
+    pub early: Vec<CheckpointSync>,
     /// The ring is short: a checkpoint must run before the rest fits.
     pub ring_full: bool,
 }
@@ -112,6 +115,9 @@ impl Store {
         let mut shares = Vec::new();
         let named = self.fill(&mut builder, room, &mut shares, &mut work);
         for share in &mut shares {
+            let early = share.early.drain(..);
+            work.early
+                .extend(early.map(|(segment, upto)| CheckpointSync { segment, upto }));
             for (segment, upto) in share.direct.drain(..) {
                 journal.direct_running += 1;
                 work.direct.push(DirectSync {

@@ -25,7 +25,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
             journal_bytes: 128 << 20,
-            direct_sync_bytes: 64 << 10,
+            direct_sync_bytes: 256 << 10,
             checkpoint_bytes: 256 << 20,
             open_files_max: 8_000,
             sync_threads: 8,

@@ -1,4 +1,5 @@
-//! The threads of a data directory: one flusher, a few that sync, one for upkeep (seals and checkpoints).
+//! The threads of a data directory: one flusher, a few that sync, one that syncs journaled bytes ahead of the
+//! checkpoint in small pieces, one for upkeep (seals and checkpoints).
 //!
 //! Idle is idle: all wait on condition variables; the only timer is the flusher's, which writes one closing mark a
 //! moment after the last cycle and then sleeps until there is work.
@@ -51,7 +52,14 @@ impl Store {
             })?);
         }
         let (store, pool) = (self.clone(), work.clone());
-        threads.push(spawn("flusher".into(), move || run_flusher(&store, &pool))?);
+        let (early, earlies) = channel();
+        threads.push(spawn("flusher".into(), move || {
+            run_flusher(&store, &pool, &early);
+        })?);
+        let store = self.clone();
+        threads.push(spawn("writeback".into(), move || {
+            run_writeback(&store, &earlies);
+        })?);
         let store = self.clone();
         threads.push(spawn("upkeep".into(), move || run_upkeep(&store, &work))?);
         Ok(Running {
@@ -69,7 +77,7 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandl
         .map_err(Error::io("starting a thread"))
 }
 
-fn run_flusher(store: &Store, pool: &Sender<Sync>) {
+fn run_flusher(store: &Store, pool: &Sender<Sync>, early: &Sender<CheckpointSync>) {
     let shared = store.shared();
     let mut closing = false;
     let mut wait_for_ring = false;
@@ -103,6 +111,9 @@ fn run_flusher(store: &Store, pool: &Sender<Sync>) {
             // The pool lives as long as this sender.
             let _ = pool.send(Sync::Direct(direct));
         }
+        for sync in work.early {
+            let _ = early.send(sync);
+        }
         if let Some(cycle) = work.cycle
             && store.run_cycle(&cycle).is_ok()
         {
@@ -126,6 +137,14 @@ fn run_pool(store: &Store, queue: &Mutex<Receiver<Sync>>) {
             }
             Err(_) => return,
         }
+    }
+}
+
+/// One small sync at a time: the journal's own must not wait behind more than that.
+fn run_writeback(store: &Store, early: &Receiver<CheckpointSync>) {
+    while let Ok(sync) = early.recv() {
+        // An error has poisoned the directory.
+        let _ = store.run_checkpoint_sync(&sync);
     }
 }
 

@@ -23,6 +23,8 @@ use crate::shared::Shared;
 
 /// First extent reserved for a new segment, in bytes.
 const EXTENT_MIN: u64 = 16 << 10;
+/// Journaled bytes of a file after which it is synced ahead of the checkpoint.
+const EARLY_SYNC_BYTES: u64 = 256 << 10;
 /// Largest extent reserved at a time, in bytes.
 const EXTENT_MAX: u64 = 32 << 20;
 
@@ -56,6 +58,8 @@ pub(crate) struct Segment {
     reserved: AtomicU64,
     /// A finished sync covers the bytes below.
     synced: AtomicU64,
+    /// A sync that was begun early will cover the bytes below.
+    early: AtomicU64,
     sealed: AtomicBool,
     /// A synced cycle or a table tells of the file: nothing is lost when the one before it is closed for good.
     announced: AtomicBool,
@@ -92,6 +96,7 @@ impl Segment {
             end: AtomicU64::new(end),
             reserved: AtomicU64::new(end),
             synced: AtomicU64::new(end),
+            early: AtomicU64::new(0),
             sealed: AtomicBool::new(sealed),
             announced: AtomicBool::new(true),
             deleted: AtomicBool::new(false),
@@ -128,7 +133,10 @@ impl Segment {
             let _ = shared.disk.remove_file(&path);
             return Err(full_or(e, EXTENT_MIN, what()));
         }
-        file.write_at(0, &[&header.encode()]).map_err(what())?;
+        if let Err(e) = file.write_at(0, &[&header.encode()]) {
+            let _ = shared.disk.remove_file(&path);
+            return Err(what()(e));
+        }
         shared.dirs.changed(&dir);
         let segment = Segment {
             own_from: FIRST_FRAME,
@@ -196,6 +204,18 @@ impl Segment {
 
     pub(crate) fn is_dirty(&self) -> bool {
         self.synced.load(Ordering::Acquire) < self.end()
+    }
+
+    /// Whether enough journaled bytes wait for a checkpoint that a sync should begin now: in one burst they would
+    /// hold up the journal's own syncs. True once for each [`EARLY_SYNC_BYTES`].
+    pub(crate) fn is_early_sync_due(&self) -> bool {
+        let end = self.end();
+        let covered = self.early.load(Ordering::Relaxed).max(self.synced_pos());
+        let due = end.saturating_sub(covered) >= EARLY_SYNC_BYTES;
+        if due {
+            self.early.store(end, Ordering::Relaxed);
+        }
+        due
     }
 
     pub(crate) fn synced_pos(&self) -> u64 {

@@ -156,7 +156,7 @@ sections! {
         /// Size of the prewritten journal that small appends of all partitions share.
         journal_bytes: ByteSize = ByteSize(128 * MIB), ByteSize(MIB) => ByteSize(16 * GIB);
         /// A file with at least this much new data in one cycle is synced directly instead of through the journal.
-        direct_sync_bytes: ByteSize = ByteSize(64 * KIB), ByteSize(4 * KIB) => ByteSize(GIB);
+        direct_sync_bytes: ByteSize = ByteSize(256 * KIB), ByteSize(4 * KIB) => ByteSize(GIB);
         /// A checkpoint is due after this many new bytes; recovery reads at most about as many.
         checkpoint_bytes: ByteSize = ByteSize(256 * MIB), ByteSize(MIB) => ByteSize(TIB);
         /// Segment files held open, and so mapped, at a time. A Linux host allows about 65,000 maps for each process.

@@ -24,6 +24,8 @@ pub(crate) struct CycleShare {
     pub(crate) frames: bool,
     /// Direct syncs to start.
     pub(crate) direct: Vec<(Arc<Segment>, u64)>,
+    /// Files to sync ahead of the checkpoint, so that it finds little to do.
+    pub(crate) early: Vec<(Arc<Segment>, u64)>,
     /// Something stayed behind for a later cycle.
     pub(crate) more: bool,
 }
@@ -60,6 +62,7 @@ impl Log {
             new_files: Vec::new(),
             frames: false,
             direct: Vec::new(),
+            early: Vec::new(),
             more: false,
         };
         if state.removed {
@@ -131,6 +134,9 @@ impl Log {
                     );
                 }
                 share.frames = true;
+                if segment.is_early_sync_due() {
+                    share.early.push((segment.clone(), upto));
+                }
                 MarkKind::Cycle
             } else {
                 share.more = true;

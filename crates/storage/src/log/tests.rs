@@ -19,6 +19,7 @@ const TOPIC: Uuid = Uuid::from_u128(7);
 fn options() -> StoreOptions {
     StoreOptions {
         journal_bytes: 1 << 20,
+        direct_sync_bytes: 64 << 10,
         directory_id: Some(Uuid::from_u128(1)),
         ..StoreOptions::default()
     }
