@@ -73,7 +73,7 @@ macro_rules! stats {
 }
 
 stats! {
-    steps, appends, acked, reads, cycles, direct_syncs, checkpoints, seals, laps, ring_full,
+    steps, appends, acked, reads, cycles, direct_syncs, early_syncs, checkpoints, seals, laps, ring_full,
     truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut,
     failed_writes, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
     tables_lost, files_deleted,
@@ -124,6 +124,8 @@ pub(crate) struct Sim {
     /// The cycle in flight, and whether it was run.
     cycle: Option<(Cycle, bool)>,
     directs: Vec<(DirectSync, bool)>,
+    /// Syncs ahead of a checkpoint: they may run whenever, or never.
+    early: Vec<CheckpointSync>,
     checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     seals: Vec<SealDue>,
     /// Removed when the checkpoint under way began.
@@ -194,6 +196,7 @@ impl Sim {
         let options = StoreOptions {
             journal_bytes: JOURNAL_BYTES_MIN,
             direct_sync_bytes: rng.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
+            early_sync_bytes: rng.pick(&[8 << 10, 64 << 10, 1 << 20]),
             checkpoint_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
             open_files_max: rng.pick(&[2, 8, 1_000]),
             directory_id: Some(Uuid::from_u128(1)),
@@ -210,6 +213,7 @@ impl Sim {
             replicas: BTreeMap::new(),
             cycle: None,
             directs: Vec::new(),
+            early: Vec::new(),
             checkpoint: None,
             seals: Vec::new(),
             going: BTreeSet::new(),
@@ -280,7 +284,7 @@ impl Sim {
             crash, checkpoint, ..
         } = self.profile;
         let weights = [
-            480, 110, 110, 110, 90, checkpoint, 80, 40, 20, 6, crash, 4, 4, 3, 3, 5,
+            480, 110, 110, 110, 90, checkpoint, 80, 40, 20, 6, crash, 4, 4, 3, 3, 20, 5,
         ];
         match self.rng.weighted(&weights) {
             0 => self.environment(),
@@ -305,6 +309,7 @@ impl Sim {
             12 => self.change_capacity(),
             13 => self.settle(),
             14 => self.close(),
+            15 => self.step_early(),
             _ => self.check_all(false),
         }
     }
@@ -360,7 +365,8 @@ impl Sim {
         let closing = self.rng.chance(20);
         let work = self.store().begin_cycle(closing);
         self.stats.ring_full += u64::from(work.ring_full);
-        if work.is_empty() {
+        self.early.extend(work.early);
+        if work.cycle.is_none() && work.direct.is_empty() {
             return Ok(());
         }
         self.note(format!(
@@ -418,6 +424,22 @@ impl Sim {
             );
         }
         Ok(())
+    }
+
+    /// A sync ahead of a checkpoint.
+    fn step_early(&mut self) -> Check {
+        if self.early.is_empty() {
+            return Ok(());
+        }
+        let at = self.rng.below(self.early.len() as u64) as usize;
+        let sync = self.early.swap_remove(at);
+        match self.store().run_checkpoint_sync(&sync) {
+            Ok(()) => {
+                self.stats.early_syncs += 1;
+                Ok(())
+            }
+            Err(error) => self.judge("an early sync", error),
+        }
     }
 
     fn step_direct(&mut self) -> Check {
@@ -681,6 +703,7 @@ impl Sim {
         }
         self.cycle = None;
         self.directs.clear();
+        self.early.clear();
         self.checkpoint = None;
         self.seals.clear();
         self.logs.clear();

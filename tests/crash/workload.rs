@@ -21,7 +21,7 @@ const REPLICAS_MAX: usize = 4;
 const PRODUCERS: u64 = 3;
 
 /// A batch of random records.
-fn batch(
+pub(crate) fn batch(
     rng: &mut Rng,
     sizes: &[u64; 4],
     now_ms: i64,

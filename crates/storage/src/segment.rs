@@ -23,8 +23,6 @@ use crate::shared::Shared;
 
 /// First extent reserved for a new segment, in bytes.
 const EXTENT_MIN: u64 = 16 << 10;
-/// Journaled bytes of a file after which it is synced ahead of the checkpoint.
-const EARLY_SYNC_BYTES: u64 = 256 << 10;
 /// Largest extent reserved at a time, in bytes.
 const EXTENT_MAX: u64 = 32 << 20;
 
@@ -207,11 +205,11 @@ impl Segment {
     }
 
     /// Whether enough journaled bytes wait for a checkpoint that a sync should begin now: in one burst they would
-    /// hold up the journal's own syncs. True once for each [`EARLY_SYNC_BYTES`].
-    pub(crate) fn is_early_sync_due(&self) -> bool {
+    /// hold up the journal's own syncs. True once for each `after` bytes.
+    pub(crate) fn is_early_sync_due(&self, after: u64) -> bool {
         let end = self.end();
         let covered = self.early.load(Ordering::Relaxed).max(self.synced_pos());
-        let due = end.saturating_sub(covered) >= EARLY_SYNC_BYTES;
+        let due = end.saturating_sub(covered) >= after;
         if due {
             self.early.store(end, Ordering::Relaxed);
         }

@@ -134,7 +134,7 @@ impl Log {
                     );
                 }
                 share.frames = true;
-                if segment.is_early_sync_due() {
+                if segment.is_early_sync_due(self.shared.options.early_sync_bytes) {
                     share.early.push((segment.clone(), upto));
                 }
                 MarkKind::Cycle
