@@ -1,6 +1,8 @@
 //! The flusher's work as values: begin a cycle, run it, finish it. The threads of [`crate::Running`] drive it in the
 //! product, a seeded test in any order.
 //!
+//! Locks are taken in the order journal → checkpoints, journal → a log's state → its files → the queue; never back.
+//!
 //! One cycle is in flight at a time: it is written only after the one before it is synced, so that a whole later
 //! cycle proves an earlier one.
 
@@ -130,6 +132,7 @@ impl Store {
         let empty = builder.is_empty();
         let idle = empty && work.direct.is_empty() && journal.direct_running == 0;
         if empty && !(closing && idle && !journal.closed && usable > 0) {
+            journal.scratch = builder.into_scratch();
             return work;
         }
         journal.seq += 1;
@@ -192,8 +195,8 @@ impl Store {
         work.ring_full |= !left.is_empty() || !removed_later.is_empty();
         queue.named.extend(left);
         queue.removed.extend(removed_later);
+        // They count as queued already: a log's state is never taken under the queue's lock.
         for log in back.into_iter().rev() {
-            log.with_state(|state, _| state.queued = true);
             queue.dirty.push_front(log);
         }
         waiting

@@ -160,6 +160,11 @@ impl Log {
         parts: LogParts,
     ) -> Log {
         let size = parts.files.iter().map(|f| f.end()).sum();
+        // When the active file's first entry was appended is not kept: the entry before it, or the last, is near.
+        let since = parts.files.last().map(|f| match f.first.time_ms {
+            0 => parts.tail.time_ms,
+            before => before,
+        });
         Log {
             spec,
             shared,
@@ -189,7 +194,7 @@ impl Log {
                 queued: false,
                 sealing: Vec::new(),
                 complete: Vec::new(),
-                active_since_ms: None,
+                active_since_ms: since,
                 broken: parts.broken,
                 removed: false,
             }),

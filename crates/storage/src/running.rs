@@ -86,7 +86,7 @@ fn run_flusher(store: &Store, pool: &Sender<Sync>, early: &Sender<CheckpointSync
             let mut queue = shared.queue.lock();
             let has_work =
                 !queue.dirty.is_empty() || !queue.named.is_empty() || !queue.removed.is_empty();
-            if shared.poisoned().is_some() || (queue.stop && !has_work) {
+            if shared.poisoned().is_some() || (queue.stop && (!has_work || wait_for_ring)) {
                 if queue.stop {
                     return;
                 }

@@ -23,6 +23,8 @@ use crate::shared::Shared;
 
 /// First extent reserved for a new segment, in bytes.
 const EXTENT_MIN: u64 = 16 << 10;
+/// A map that became too short grows by this, bytes: each new map stays as long as slices of it live.
+const MAP_STEP: u32 = 64 << 20;
 /// Largest extent reserved at a time, in bytes.
 const EXTENT_MAX: u64 = 32 << 20;
 
@@ -355,8 +357,10 @@ impl Segment {
             .map_err(Error::io(format!("writing {}", self.name())))?;
         if pos + len > self.map_len.load(Ordering::Acquire) {
             // A frame larger than a segment: the next map is long enough. Slices of the old one stay valid.
-            self.map_len
-                .store((pos + len).next_multiple_of(4096), Ordering::Release);
+            self.map_len.store(
+                (pos + len).next_multiple_of(u64::from(MAP_STEP)),
+                Ordering::Release,
+            );
             *self.handle.lock() = Some(Arc::new(Handle {
                 file: handle.file.clone(),
                 map: OnceLock::new(),
@@ -383,8 +387,18 @@ impl Segment {
         self.index.lock().clone()
     }
 
-    pub(crate) fn set_index(&self, index: SparseIndex) {
-        *self.index.lock() = Some(Arc::new(index));
+    /// Takes an index that was built up to `built_to`. False when the writer went on meanwhile: index the rest first.
+    /// An index that the writer keeps is never replaced.
+    pub(crate) fn install_index(&self, index: &SparseIndex, built_to: u64) -> bool {
+        let mut slot = self.index.lock();
+        if slot.is_some() && !self.is_sealed() {
+            return true;
+        }
+        if !self.is_sealed() && self.end() != built_to {
+            return false;
+        }
+        *slot = Some(Arc::new(index.clone()));
+        true
     }
 
     /// How far from `pos` on the bytes may be served from the map.

@@ -161,6 +161,7 @@ impl Store {
         queue.checkpoint_wanted = true;
         drop(queue);
         self.shared().wake.notify_one();
+        self.shared().wake_upkeep.notify_one();
         Ok(())
     }
 

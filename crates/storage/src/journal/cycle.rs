@@ -134,6 +134,11 @@ impl CycleBuilder {
         self.bytes.u64(replica.0);
     }
 
+    /// Gives the buffer back unused.
+    pub(crate) fn into_scratch(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// The cycle's bytes, padded.
     pub(crate) fn finish(
         mut self,

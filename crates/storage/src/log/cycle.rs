@@ -85,6 +85,8 @@ impl Log {
         }
         state.unborn = false;
         self.share_frames(&mut state, cycle, room, &mut share);
+        // What stays behind keeps its place in the queue.
+        state.queued = share.more;
         Some(share)
     }
 

@@ -387,10 +387,8 @@ impl Log {
             let handle = segment.handle(&self.shared)?;
             let footer = Footer::read(&*handle.file, &segment.name())?;
             if let Some(footer) = footer.filter(|f| f.first == segment.first) {
-                segment.set_index(footer.index);
-                if let Some(index) = segment.index() {
-                    return Ok(index);
-                }
+                segment.install_index(&footer.index, segment.end());
+                return Ok(Arc::new(footer.index));
             }
         }
         self.rebuild_index(segment)
@@ -399,7 +397,7 @@ impl Log {
     /// Reads a whole segment: indexes it, verifies it, notes damage.
     pub(super) fn rebuild_index(&self, segment: &Arc<Segment>) -> Result<Arc<SparseIndex>> {
         let handle = segment.handle(&self.shared)?;
-        let end = segment.end();
+        let mut end = segment.end();
         let mut scan = FrameScan::new(&*handle.file, segment.name(), end, false);
         let mut index = SparseIndex::new();
         let (mut pos, mut good_from) = (FIRST_FRAME, FIRST_FRAME);
@@ -408,47 +406,58 @@ impl Log {
             segment.first.next_offset,
             segment.first.chain,
         );
-        while pos < end {
-            let checked = match scan.frame(pos)? {
-                Ok((header, payload)) => header
-                    .check_follows(last_index, next_offset, chain)
-                    .map(|()| (header, max_timestamp(&header, payload))),
-                Err(fault) => Err(fault),
-            };
-            match checked {
-                Ok((header, timestamp)) => {
-                    index.push(header.index, header.base_offset, pos, chain, timestamp);
-                    (last_index, next_offset, chain) =
-                        (header.index, header.next_offset(), header.chain);
-                    pos += header.frame_len();
-                }
-                Err(fault) => {
-                    segment.set_verified(good_from, pos);
-                    let damage =
-                        self.damage_from(segment, &mut scan, pos, next_offset, last_index, fault)?;
-                    pos = damage.pos.1;
-                    good_from = pos;
-                    segment.add_damage(damage);
-                    if let Ok(header) = scan.header(pos)? {
-                        // The chain can't be followed across the hole; it goes on behind it.
-                        index.push(
-                            header.index,
-                            header.base_offset,
-                            pos,
-                            header.chain,
-                            i64::MAX,
-                        );
+        loop {
+            while pos < end {
+                let checked = match scan.frame(pos)? {
+                    Ok((header, payload)) => header
+                        .check_follows(last_index, next_offset, chain)
+                        .map(|()| (header, max_timestamp(&header, payload))),
+                    Err(fault) => Err(fault),
+                };
+                match checked {
+                    Ok((header, timestamp)) => {
+                        index.push(header.index, header.base_offset, pos, chain, timestamp);
                         (last_index, next_offset, chain) =
                             (header.index, header.next_offset(), header.chain);
                         pos += header.frame_len();
                     }
+                    Err(fault) => {
+                        segment.set_verified(good_from, pos);
+                        let damage = self.damage_from(
+                            segment,
+                            &mut scan,
+                            pos,
+                            next_offset,
+                            last_index,
+                            fault,
+                        )?;
+                        pos = damage.pos.1;
+                        good_from = pos;
+                        segment.add_damage(damage);
+                        if let Ok(header) = scan.header(pos)? {
+                            // The chain can't be followed across the hole; it goes on behind it.
+                            index.push(
+                                header.index,
+                                header.base_offset,
+                                pos,
+                                header.chain,
+                                i64::MAX,
+                            );
+                            (last_index, next_offset, chain) =
+                                (header.index, header.next_offset(), header.chain);
+                            pos += header.frame_len();
+                        }
+                    }
                 }
             }
+            segment.set_verified(good_from, pos.min(end));
+            if segment.install_index(&index, end) || segment.end() < end {
+                return Ok(Arc::new(index));
+            }
+            // The writer went on: index the rest too.
+            end = segment.end();
+            scan = FrameScan::new(&*handle.file, segment.name(), end, false);
         }
-        segment.set_verified(good_from, pos.min(end));
-        let index = Arc::new(index);
-        segment.set_index(SparseIndex::clone(&index));
-        Ok(index)
     }
 }
 

@@ -44,9 +44,15 @@ impl Log {
         let old = state
             .active_since_ms
             .is_some_and(|since| now_ms.saturating_sub(since) > max);
-        if old && !state.tail_closed && self.shared.poisoned().is_none() {
-            state.active_since_ms = None;
+        // A file without entries is not closed for its age.
+        let has_entries = self
+            .files
+            .read()
+            .last()
+            .is_some_and(|f| f.id == state.tail.file);
+        if old && has_entries && self.check_writable(&state).is_ok() {
             self.start_next_file(&mut state)?;
+            state.active_since_ms = None;
         }
         Ok(())
     }

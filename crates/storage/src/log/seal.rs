@@ -52,8 +52,10 @@ impl Log {
             .committed
             .time_ms
             .saturating_sub(i64::try_from(expiry).unwrap_or(i64::MAX));
-        let mut producers = state.producers_committed.clone();
-        producers.expire(before);
+        state.producers.expire(before);
+        state.producers_committed.expire(before);
+        state.producers_encoded = None;
+        let producers = state.producers_committed.clone();
         state.sealing.push(segment.id);
         state.complete.push(Complete {
             segment: segment.clone(),
@@ -148,12 +150,16 @@ impl SealDue {
         if self.file.segment.is_deleted() {
             result = Ok(());
         }
-        log.with_state(|state, _| state.sealing.retain(|id| *id != self.file.segment.id));
+        if let Err(Error::StorageFull { .. }) = result {
+            // It waits again, and stays marked: a footer is written once.
+            return result;
+        }
         match &result {
             Ok(()) => self.file.segment.set_sealed(),
             Err(Error::Damaged { .. } | Error::StorageFull { .. }) => {}
             Err(error) => log.shared.poison(error.to_string()),
         }
+        log.with_state(|state, _| state.sealing.retain(|id| *id != self.file.segment.id));
         result
     }
 
