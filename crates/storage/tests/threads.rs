@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 const WRITERS: u64 = 3;
 const LOGS_EACH: u64 = 30;
-const ROUNDS: u64 = 40;
+const ROUNDS: u64 = 120;
 /// Far longer than the test takes anywhere.
 const STALLED_AFTER: Duration = Duration::from_secs(120);
 
