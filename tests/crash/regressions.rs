@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use timberline_storage::disk::{Disk, FaultDisk};
 use timberline_storage::{
-    EntryKind, Error, HardState, JOURNAL_BYTES_MIN, Log, LogConfig, Opened, ReplicaId, ReplicaSpec,
-    Store, StoreOptions,
+    EntryKind, Error, FIRST_FRAME, HardState, JOURNAL_BYTES_MIN, Log, LogConfig, Opened, ReplicaId,
+    ReplicaSpec, Store, StoreOptions, frame_len,
 };
 use uuid::Uuid;
 
@@ -331,7 +331,7 @@ fn a_lost_newer_table_takes_no_file_with_it() {
         let before = bench.log().segments();
         bench.checkpoint();
         assert!(bench.log().segments() < before);
-        bench.stop(false);
+        bench.stop(true);
         let table = format!("{DIR}/table.{slot}");
         let rotten = bench.disk.rot(Path::new(&table), 0, 1);
         rotten.expect("there is a table");
@@ -375,4 +375,55 @@ fn an_unreadable_sector_of_the_journal_hides_no_later_cycle() {
         .expect("it is there");
     let opened = bench.try_open().expect("the directory opens");
     assert!(opened.store.poisoned().is_some(), "{:?}", opened.report);
+}
+
+#[test]
+fn damage_does_not_lead_to_a_tail_that_was_cut_off() {
+    let mut bench = Bench::new(9);
+    bench.append(1, 10);
+    bench.settle();
+    bench.log().commit_to(3);
+    bench.checkpoint();
+    bench.log().truncate_after(8).expect("not committed");
+    bench.append(2, 2);
+    bench.settle();
+    let chain = bench.log().last_chain();
+    bench.stop(false);
+    let frame = frame_len(200);
+    let fourth = FIRST_FRAME + 3 * frame;
+    let file = bench.segments().remove(0);
+    let cut = bench.disk.truncate_outside(&file, fourth + 10);
+    cut.expect("it is there");
+    let opened = bench.try_open().expect("the directory opens");
+    let log = &opened.logs[0];
+    assert!(log.broken().is_some() || log.last_chain() == chain);
+    assert_eq!((log.last_index(), log.last_term()), (10, 2));
+}
+
+#[test]
+fn a_missing_files_damage_ends_where_the_next_file_begins() {
+    let mut bench = Bench::new(10);
+    bench.append_data(1, 2);
+    bench.settle();
+    bench.checkpoint();
+    let file = bench.segments().remove(0);
+    bench.append_data(1, 30);
+    bench.settle();
+    bench.log().commit_to(32);
+    bench.settle();
+    let next = bench.segments();
+    assert!(next.len() > 1, "the log went on in another file");
+    bench.stop(true);
+    bench.disk.delete_outside(&file).expect("it is there");
+    let opened = bench.try_open().expect("the directory opens");
+    let log = &opened.logs[0];
+    assert_eq!(log.last_index(), 32);
+    log.commit_to(32);
+    let Err(Error::Damaged { to, .. }) = log.read_blocking(&mut log.cursor(0), 1) else {
+        panic!("the missing file was read");
+    };
+    let after = log.read_blocking(&mut log.cursor(to), 1);
+    let first = after.expect("what lies behind is served").remove(0);
+    let batch = timberline_record::Batch::parse(first).expect("a batch");
+    assert_eq!(batch.header().base_offset, to);
 }

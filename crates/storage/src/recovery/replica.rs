@@ -182,8 +182,12 @@ impl<'a> Story<'a> {
             .map_err(|m| Error::corrupt("the checkpoint table's producer state", m.0))?;
         let links = self.links();
         let segments = self.segments(shared, &links);
-        for (segment, link) in segments.iter().zip(&links) {
-            self.restore_file(shared, listing, segment, link, report)?;
+        for (at, segment) in segments.iter().enumerate() {
+            if !listing.files.contains_key(&segment.id) && links[at].header.is_none() {
+                self.file_is_missing(segment, links.get(at + 1), report);
+            } else {
+                self.restore_file(shared, listing, segment, &links[at], report)?;
+            }
         }
         if !self.touched {
             return Ok(self.untouched(segments, producers, clean));
@@ -256,8 +260,7 @@ impl<'a> Story<'a> {
             .unwrap_or(0)
     }
 
-    /// Writes what the journal holds of a file: its header if the file is missing, and frames. A file that only the
-    /// table knows and that is missing is damage.
+    /// Writes what the journal holds of a file: its header if the file is missing, and frames.
     fn restore_file(
         &mut self,
         shared: &Arc<Shared>,
@@ -273,10 +276,9 @@ impl<'a> Story<'a> {
                 shared.dirs.changed(dir);
             }
         }
-        if !listing.files.contains_key(&link.id) {
-            let Some(header) = &link.header else {
-                return self.file_is_missing(segment, report);
-            };
+        if let Some(header) = &link.header
+            && !listing.files.contains_key(&link.id)
+        {
             if let Some(dir) = segment.path.parent() {
                 shared.create_topic_dir(dir)?;
             }
@@ -311,11 +313,13 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
+    /// A file that only the table knows and that is missing is damage.
     fn file_is_missing(
         &mut self,
         segment: &Arc<Segment>,
+        next: Option<&Link>,
         report: &mut RecoveryReport,
-    ) -> Result<()> {
+    ) {
         for (file, pos, bytes) in &self.frames {
             if *file == segment.id {
                 let proven = self.proven.entry(*file).or_default();
@@ -324,22 +328,16 @@ impl<'a> Story<'a> {
         }
         // Nothing can go on in it.
         self.row.tail_closed |= self.row.tail.file == segment.id;
-        let files = &self.row.files;
-        let at = files.iter().position(|f| f.id == segment.id);
-        let next = at
-            .and_then(|i| files.get(i + 1))
-            .map(|f| f.first.next_offset);
         let range = DamagedRange {
             pos: (0, u64::MAX),
             offsets: (
                 segment.first.next_offset,
-                next.unwrap_or(self.row.tail.next_offset),
+                next.map_or(self.row.tail.next_offset, |n| n.first.next_offset),
             ),
             what: format!("{} is missing", segment.name()),
         };
         report.damage.push(range.what.clone());
         segment.add_damage(range);
-        Ok(())
     }
 
     /// Nothing happened since the table: its row is the log.
