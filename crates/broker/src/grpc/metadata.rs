@@ -24,6 +24,8 @@ use crate::topic::name::is_internal;
 
 /// Topics named in one call.
 const TOPICS_MAX: usize = 100_000;
+/// Partitions of one answer. Clients of a larger cluster name the topics they use.
+const ANSWER_PARTITIONS_MAX: usize = 250_000;
 /// Shortest time between two answers of a watch: changes in between are told together.
 const WATCH_PAUSE: Duration = Duration::from_millis(50);
 
@@ -39,7 +41,7 @@ impl MetadataService for Services {
             request,
             async |core, request| {
                 check_count(&request.topics)?;
-                Ok(answer(core, &request.topics, request.no_topics))
+                answer(core, &request.topics, request.no_topics)
             },
         )
         .await
@@ -59,34 +61,37 @@ impl MetadataService for Services {
         let mut revisions = core.metadata.revisions();
         revisions.mark_changed();
         let state = (core, revisions, topics, None::<GetMetadataResponse>, active);
-        let stream = futures::stream::unfold(
-            state,
-            |(core, mut revisions, topics, mut last, active)| async move {
-                loop {
-                    tokio::select! {
-                        changed = revisions.changed() => changed.ok()?,
-                        () = core.lifecycle.reached(Phase::Draining) => return None,
-                    }
-                    if last.is_some() {
-                        tokio::time::sleep(WATCH_PAUSE).await;
-                    }
-                    let revision = *revisions.borrow_and_update();
-                    let metadata = answer(&core, &topics, false);
-                    if last.as_ref() == Some(&metadata) {
-                        continue;
-                    }
-                    last = Some(metadata.clone());
-                    let response = WatchMetadataResponse {
-                        revision,
-                        metadata: Some(metadata),
-                    };
-                    core.metrics
-                        .response_bytes
-                        .inc_by(response.encoded_len() as u64);
-                    return Some((Ok(response), (core, revisions, topics, last, active)));
+        let stream = futures::stream::unfold(Some(state), |state| async move {
+            let (core, mut revisions, topics, mut last, active) = state?;
+            loop {
+                tokio::select! {
+                    changed = revisions.changed() => changed.ok()?,
+                    () = core.lifecycle.reached(Phase::Draining) => return None,
                 }
-            },
-        );
+                if last.is_some() {
+                    tokio::time::sleep(WATCH_PAUSE).await;
+                }
+                let revision = *revisions.borrow_and_update();
+                let metadata = match answer(&core, &topics, false) {
+                    Ok(metadata) => metadata,
+                    // The topics have grown beyond the bound: the stream ends so.
+                    Err(error) => return Some((Err(error.to_status()), None)),
+                };
+                if last.as_ref() == Some(&metadata) {
+                    continue;
+                }
+                last = Some(metadata.clone());
+                let response = WatchMetadataResponse {
+                    revision,
+                    metadata: Some(metadata),
+                };
+                core.metrics
+                    .response_bytes
+                    .inc_by(response.encoded_len() as u64);
+                let state = (core, revisions, topics, last, active);
+                return Some((Ok(response), Some(state)));
+            }
+        });
         Ok(Response::new(Box::pin(stream)))
     }
 }
@@ -101,29 +106,26 @@ fn check_count(topics: &[TopicRef]) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn answer(core: &Core, topics: &[TopicRef], no_topics: bool) -> GetMetadataResponse {
+fn answer(
+    core: &Core,
+    topics: &[TopicRef],
+    no_topics: bool,
+) -> Result<GetMetadataResponse, ApiError> {
     let table = core.metadata.table();
     let mut response = GetMetadataResponse {
         cluster: Some(cluster_info(core, &table)),
         ..GetMetadataResponse::default()
     };
     if no_topics {
-        return response;
+        return Ok(response);
     }
-    if topics.is_empty() {
-        response.topics = table
-            .topics()
-            .map(|topic| topic_info(core, topic))
-            .collect();
-        return response;
-    }
-    for reference in topics {
-        match plan::resolve(&table, Some(reference)) {
-            Ok(topic) => response.topics.push(topic_info(core, topic)),
-            Err(_) => response.unknown.push(reference.clone()),
-        }
-    }
-    response
+    let (topics, unknown) = plan::resolve_all(&table, topics, ANSWER_PARTITIONS_MAX)?;
+    response.topics = topics
+        .into_iter()
+        .map(|topic| topic_info(core, topic))
+        .collect();
+    response.unknown = unknown;
+    Ok(response)
 }
 
 /// The cluster as the table has it.

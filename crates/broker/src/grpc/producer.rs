@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use timberline_proto::error::{ApiError, Reason};
+use timberline_proto::error::ApiError;
 use timberline_proto::v1::producer_service_server::ProducerService;
 use timberline_proto::v1::{
     InitProducerRequest, InitProducerResponse, ProduceOnceRequest, ProduceOnceResponse,
@@ -29,26 +29,7 @@ impl ProducerService for Services {
                 let (producer_id, producer_epoch) =
                     match (request.producer_id, request.producer_epoch) {
                         (None, None) => (core.metadata.next_producer_id().await?, 0),
-                        (Some(id), Some(epoch)) => {
-                            if id < 0 || id >= core.metadata.table().next_producer_id() {
-                                return Err(ApiError::new(
-                                    Reason::UnknownProducer,
-                                    format!("producer id {id} was never given out"),
-                                ));
-                            }
-                            if !(0..=i32::from(i16::MAX)).contains(&epoch) {
-                                return Err(ApiError::invalid(
-                                    "producer_epoch",
-                                    "an epoch is 0 to 32767",
-                                ));
-                            }
-                            // The last epoch of an id ends it: a new one starts from 0.
-                            if epoch < i32::from(i16::MAX) - 1 {
-                                (id, epoch + 1)
-                            } else {
-                                (core.metadata.next_producer_id().await?, 0)
-                            }
-                        }
+                        (Some(id), Some(epoch)) => core.metadata.raise_epoch(id, epoch).await?,
                         _ => {
                             return Err(ApiError::invalid(
                                 "producer_epoch",

@@ -2,7 +2,8 @@
 //!
 //! Changes are pipelined: each is checked against a table that has all earlier proposals in it, so that many callers
 //! share a sync. When a proposal is refused, what was planned on top of it may not fit; the table of proposals is then
-//! made anew from the committed one as soon as nothing is under way. Whether a change took place is read off the
+//! made anew from the committed one as soon as nothing is under way. An image is made at such a moment only, of the
+//! committed table: it never holds what may yet be refused. Whether a change took place is read off the
 //! committed table by its request id, never guessed.
 
 use std::sync::Arc;
@@ -143,11 +144,19 @@ impl Frontend {
             let ended = self.ended.notified();
             let reply = {
                 let mut pipeline = self.pipeline.lock();
-                if pipeline.stale && pipeline.under_way == 0 {
+                let image_due =
+                    self.committed.since_image.load(Ordering::Relaxed) >= self.image_commands;
+                let drained = pipeline.under_way == 0;
+                if drained && pipeline.stale {
                     pipeline.ahead = self.committed.table.read().clone();
                     pipeline.stale = false;
                 }
-                if pipeline.stale || pipeline.ahead.applied_request(request).is_some() {
+                if drained && image_due {
+                    self.propose_image(&mut pipeline);
+                }
+                if !drained && (pipeline.stale || image_due)
+                    || pipeline.ahead.applied_request(request).is_some()
+                {
                     if let Some(topic) = self.committed.table.read().applied_request(request) {
                         return Ok(topic);
                     }
@@ -185,19 +194,26 @@ impl Frontend {
                 format!("planned a change that does not fit: {why}"),
             )
         })?;
-        let reply = self.submit(pipeline, &command);
-        if self.committed.since_image.load(Ordering::Relaxed) >= self.image_commands {
-            self.committed.since_image.store(0, Ordering::Relaxed);
-            let buried = std::mem::take(&mut *self.committed.buried.lock());
-            let image = pipeline.ahead.image(|replica| !buried.contains(&replica));
-            let image = pb::MetadataCommand {
-                command: Some(Command::Image(image)),
-                request_id: String::new(),
-            };
-            let _ = pipeline.ahead.apply(&image);
-            drop(self.submit(pipeline, &image));
-        }
-        Ok(reply)
+        Ok(self.submit(pipeline, &command))
+    }
+
+    /// Hands the log an image of the committed table. Nothing is under way: the table ahead is that table.
+    fn propose_image(self: &Arc<Self>, pipeline: &mut Pipeline) {
+        self.committed.since_image.store(0, Ordering::Relaxed);
+        let image = {
+            let table = self.committed.table.read();
+            let mut buried = self.committed.buried.lock();
+            // Kept until the table has forgotten them: this image may be refused.
+            buried.retain(|replica| table.tombstones().contains(replica));
+            table.image(|replica| !buried.contains(&replica))
+        };
+        let image = pb::MetadataCommand {
+            command: Some(Command::Image(image)),
+            request_id: String::new(),
+        };
+        // What the broker made of its own table fits; if not, the next change finds the table stale.
+        pipeline.stale |= pipeline.ahead.apply(&image).is_err();
+        drop(self.submit(pipeline, &image));
     }
 
     /// Hands the command to the log. A task of its own sees it through, whether or not the caller stays.
@@ -294,5 +310,30 @@ impl Frontend {
         self.change("", plan).await?;
         *ids = reserved;
         ids.next().ok_or_else(errors::gone)
+    }
+
+    /// The next epoch of a producer id, granted to this caller alone; or a new id with epoch 0 when the id is used up.
+    ///
+    /// # Errors
+    /// Those of [`plan::raise_epoch`] and of a change.
+    pub(crate) async fn raise_epoch(
+        self: &Arc<Self>,
+        id: i64,
+        epoch: i32,
+    ) -> Result<(i64, i32), ApiError> {
+        let possible = plan::raise_epoch(&self.table(), id, epoch)?.is_some();
+        if !possible {
+            return Ok((self.next_producer_id().await?, 0));
+        }
+        let plan = |table: &Table| {
+            plan::raise_epoch(table, id, epoch)?.ok_or_else(|| {
+                ApiError::new(
+                    Reason::ProducerFenced,
+                    format!("producer {id} can't have another epoch; take a new id"),
+                )
+            })
+        };
+        self.change("", plan).await?;
+        Ok((id, epoch + 1))
     }
 }

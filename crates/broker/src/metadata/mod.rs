@@ -1,6 +1,7 @@
 //! The cluster's metadata: a log of commands (group 0), replayed into a table.
 //!
 //! - `table` is pure: command in, new state out, the same on every replica.
+//! - `epochs` is the part of the table that says which producer epochs were granted.
 //! - `plan` is pure too: a caller's wish and a table in, a command or a typed error out.
 //! - `frontend` puts the two behind the log: it checks against what is already proposed, proposes, waits.
 //! - `backend` follows the committed entries: table, local logs, directory.
@@ -9,6 +10,7 @@
 //! tombstone with its id deletes one.
 
 pub(crate) mod backend;
+mod epochs;
 pub(crate) mod frontend;
 pub(crate) mod plan;
 pub(crate) mod table;

@@ -1,6 +1,7 @@
 //! From a caller's wish and a table to a command, or to the reason why not. Pure: ids and times come in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal::{self as pb, metadata_command::Command};
@@ -16,6 +17,8 @@ pub(crate) const REQUEST_ID_LEN_MAX: usize = 64;
 pub(crate) const CONFIG_CHANGES_MAX: usize = 256;
 /// Producer ids reserved at a time; what a restart leaves of them is never handed out.
 pub(crate) const PRODUCER_IDS_RESERVED: i64 = 1000;
+/// Highest epoch that a batch can carry.
+const PRODUCER_EPOCH_MAX: i32 = i16::MAX as i32;
 
 /// The bounds that a plan keeps to.
 #[derive(Clone, Debug)]
@@ -57,7 +60,7 @@ pub(crate) fn check_request_id(id: &str) -> Result<(), ApiError> {
 pub(crate) fn resolve<'a>(
     table: &'a Table,
     reference: Option<&TopicRef>,
-) -> Result<&'a std::sync::Arc<Topic>, ApiError> {
+) -> Result<&'a Arc<Topic>, ApiError> {
     match reference.and_then(|reference| reference.r#ref.as_ref()) {
         Some(topic_ref::Ref::Name(name)) => table
             .topic_named(name)
@@ -69,6 +72,43 @@ pub(crate) fn resolve<'a>(
         }
         None => Err(ApiError::invalid("topic", "name a topic by name or by id")),
     }
+}
+
+/// The topics that the references name, each once, in the order of its first reference, and the references that name
+/// none. No references: all topics.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when they have more than `partitions_max` partitions together.
+pub(crate) fn resolve_all<'a>(
+    table: &'a Table,
+    references: &[TopicRef],
+    partitions_max: usize,
+) -> Result<(Vec<&'a Arc<Topic>>, Vec<TopicRef>), ApiError> {
+    let mut unknown = Vec::new();
+    let topics: Vec<&Arc<Topic>> = if references.is_empty() {
+        table.topics().collect()
+    } else {
+        let mut seen = HashSet::new();
+        let mut named = Vec::new();
+        for reference in references {
+            match resolve(table, Some(reference)) {
+                Ok(topic) if seen.insert(topic.id) => named.push(topic),
+                Ok(_) => {}
+                Err(_) => unknown.push(reference.clone()),
+            }
+        }
+        named
+    };
+    let partitions: usize = topics.iter().map(|topic| topic.partitions.len()).sum();
+    if partitions > partitions_max {
+        return Err(ApiError::invalid(
+            "topics",
+            format!(
+                "these topics have {partitions} partitions, an answer has at most {partitions_max}; name fewer topics"
+            ),
+        ));
+    }
+    Ok((topics, unknown))
 }
 
 /// `UNKNOWN_TOPIC` for an id.
@@ -189,6 +229,44 @@ pub(crate) fn create_topic(
         config: new.config.clone(),
         created_at_ms: new.now_ms,
     }))
+}
+
+/// The command that grants the epoch after `epoch` to a producer id; `None` when the id can't have another one and its
+/// owner needs a new id.
+///
+/// # Errors
+/// `UNKNOWN_PRODUCER` for an id that was never given out, `INVALID_ARGUMENT` for what is no epoch, `PRODUCER_FENCED` when
+/// a higher epoch was granted.
+pub(crate) fn raise_epoch(table: &Table, id: i64, epoch: i32) -> Result<Option<Command>, ApiError> {
+    if id < 0 || id >= table.next_producer_id() {
+        return Err(ApiError::new(
+            Reason::UnknownProducer,
+            format!("producer id {id} was never given out"),
+        ));
+    }
+    if !(0..=PRODUCER_EPOCH_MAX).contains(&epoch) {
+        return Err(ApiError::invalid(
+            "producer_epoch",
+            format!("an epoch is 0 to {PRODUCER_EPOCH_MAX}"),
+        ));
+    }
+    let Some(highest) = table.epochs().highest(id) else {
+        return Ok(None);
+    };
+    if epoch < highest {
+        return Err(ApiError::new(
+            Reason::ProducerFenced,
+            format!("producer {id} was granted epoch {highest}, this is {epoch}"),
+        )
+        .with("producer_id", id)
+        .with("current_epoch", highest));
+    }
+    // The last epoch is not granted: it ends the id.
+    let grant = pb::GrantEpoch {
+        producer_id: id,
+        epoch: epoch + 1,
+    };
+    Ok((grant.epoch < PRODUCER_EPOCH_MAX).then_some(Command::GrantEpoch(grant)))
 }
 
 /// The command that deletes a topic.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use timberline_proto::internal as pb;
 use uuid::Uuid;
 
+use super::epochs::Epochs;
 use crate::topic::{config::Explicit, name};
 
 /// Request ids that are remembered, so that a retried change is applied once; the oldest is forgotten first.
@@ -63,6 +64,7 @@ pub(crate) struct Table {
     requests: HashMap<String, Uuid>,
     request_order: VecDeque<String>,
     tombstones: BTreeSet<u64>,
+    epochs: Epochs,
 }
 
 /// What applying a command changed, for whoever follows the table.
@@ -91,6 +93,8 @@ pub(crate) enum Rejected {
     UnknownTopic,
     #[error("the partitions do not follow the ones that exist")]
     NotDense,
+    #[error("a producer's epoch of this height was granted")]
+    EpochGranted,
     #[error("malformed command: {0}")]
     Malformed(&'static str),
     #[error("a command of a kind unknown to this version")]
@@ -188,6 +192,11 @@ impl Table {
         &self.tombstones
     }
 
+    /// Epochs granted to producer ids.
+    pub(crate) fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
     /// Applies one command, all or nothing.
     ///
     /// # Errors
@@ -232,6 +241,12 @@ impl Table {
             }
             Command::ReserveProducerIds(reserve) => {
                 self.next_producer_id = self.next_producer_id.max(reserve.next);
+                (Effect::None, Uuid::nil())
+            }
+            Command::GrantEpoch(grant) => {
+                if !self.epochs.grant(grant.producer_id, grant.epoch) {
+                    return Err(Rejected::EpochGranted);
+                }
                 (Effect::None, Uuid::nil())
             }
             Command::Image(image) => {
@@ -377,6 +392,12 @@ impl Table {
                 .copied()
                 .filter(|&id| keep(id))
                 .collect(),
+            epochs: self
+                .epochs
+                .iter()
+                .map(|(producer_id, epoch)| pb::GrantEpoch { producer_id, epoch })
+                .collect(),
+            epochs_forgotten_below: self.epochs.forgotten_below(),
         }
     }
 
@@ -389,8 +410,12 @@ impl Table {
                 id: cluster.cluster_id.clone(),
                 founded_at_ms: cluster.founded_at_ms,
             }),
+            epochs: Epochs::new(image.epochs_forgotten_below),
             ..Table::default()
         };
+        for grant in &image.epochs {
+            table.epochs.grant(grant.producer_id, grant.epoch);
+        }
         for broker in &image.brokers {
             table.register(broker)?;
         }

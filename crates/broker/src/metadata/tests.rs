@@ -5,6 +5,7 @@ use timberline_proto::internal::{self as pb, metadata_command::Command};
 use timberline_proto::v1::ConfigChange;
 use uuid::Uuid;
 
+use super::epochs::EPOCHS_REMEMBERED;
 use super::plan::{self, Bounds, NewTopic};
 use super::table::{Effect, REQUESTS_REMEMBERED, Rejected, Table};
 use crate::config::BrokerConfig;
@@ -200,6 +201,9 @@ fn an_image_restores_the_table() {
     table.apply(&command("alter", alter)).unwrap();
     let delete = plan::delete_topic(table.topic(gone).unwrap()).unwrap();
     table.apply(&command("delete", delete)).unwrap();
+    for grant in [(7, 1), (3, 4), (7, 2)] {
+        table.apply(&command("", grant_epoch(grant))).unwrap();
+    }
 
     let mut restored = Table::default();
     let image = Command::Image(table.image(|_| true));
@@ -215,6 +219,77 @@ fn an_image_restores_the_table() {
     );
     // Ids of replicas that are gone are not given again.
     assert_eq!(restored.next_replica_id(), 10);
+}
+
+fn grant_epoch((producer_id, epoch): (i64, i32)) -> Command {
+    Command::GrantEpoch(pb::GrantEpoch { producer_id, epoch })
+}
+
+#[test]
+fn an_epoch_is_granted_once() {
+    let mut table = founded();
+    let reserve = Command::ReserveProducerIds(pb::ReserveProducerIds { next: 1_000_000 });
+    table.apply(&command("", reserve)).unwrap();
+    let raise = |table: &mut Table, id, epoch| {
+        let planned = plan::raise_epoch(table, id, epoch).map_err(|error| error.reason)?;
+        let some = planned.is_some();
+        if let Some(planned) = planned {
+            table.apply(&command("", planned)).unwrap();
+        }
+        Ok(some)
+    };
+    assert_eq!(raise(&mut table, 5, 0), Ok(true));
+    assert_eq!(raise(&mut table, 5, 0), Err(Some(Reason::ProducerFenced)));
+    assert_eq!(
+        table.apply(&command("", grant_epoch((5, 1)))),
+        Err(Rejected::EpochGranted)
+    );
+    assert_eq!(raise(&mut table, 5, 1), Ok(true));
+    // The last epoch ends the id.
+    assert_eq!(raise(&mut table, 6, 32_765), Ok(true));
+    assert_eq!(raise(&mut table, 6, 32_766), Ok(false));
+    assert_eq!(raise(&mut table, 6, 32_767), Ok(false));
+    assert_eq!(
+        raise(&mut table, 6, 32_768),
+        Err(Some(Reason::InvalidArgument))
+    );
+    assert_eq!(
+        raise(&mut table, 1_000_000, 0),
+        Err(Some(Reason::UnknownProducer))
+    );
+    // Of what is forgotten nothing is granted again; what is younger is not touched.
+    for id in 0..EPOCHS_REMEMBERED as i64 {
+        raise(&mut table, 100 + id, 0).unwrap();
+    }
+    assert_eq!(table.epochs().iter().count(), EPOCHS_REMEMBERED);
+    for forgotten in [4, 5, 6] {
+        assert_eq!(raise(&mut table, forgotten, 0), Ok(false));
+    }
+    assert_eq!(raise(&mut table, 7, 0), Ok(true));
+    assert_eq!(raise(&mut table, 200, 0), Err(Some(Reason::ProducerFenced)));
+}
+
+#[test]
+fn references_are_resolved_once_and_within_a_bound() {
+    use timberline_proto::v1::{TopicRef, topic_ref::Ref};
+    let mut table = founded();
+    let a = create(&mut table, "a", 3).unwrap();
+    create(&mut table, "b", 2).unwrap();
+    let by = |name: &str| TopicRef {
+        r#ref: Some(Ref::Name(name.to_owned())),
+    };
+    let by_id = TopicRef {
+        r#ref: Some(Ref::Id(super::table::id_bytes(a))),
+    };
+    let references = [by("b"), by("a"), by_id, by("a"), by("c"), by("b")];
+    let (topics, unknown) = plan::resolve_all(&table, &references, 5).unwrap();
+    let names: Vec<&str> = topics.iter().map(|topic| topic.name.as_str()).collect();
+    assert_eq!((names, unknown), (vec!["b", "a"], vec![by("c")]));
+    assert_eq!(plan::resolve_all(&table, &[], 5).unwrap().0.len(), 2);
+    for references in [&references[..], &[]] {
+        let error = plan::resolve_all(&table, references, 4).unwrap_err();
+        assert_eq!(error.reason, Some(Reason::InvalidArgument));
+    }
 }
 
 #[test]

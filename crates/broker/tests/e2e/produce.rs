@@ -155,6 +155,33 @@ async fn an_older_epoch_is_fenced() {
 }
 
 #[tokio::test]
+async fn an_epoch_is_granted_to_one_caller() {
+    let mut broker = TestBroker::start().await;
+    let id = new_producer(&broker).await;
+    let raise = |epoch| InitProducerRequest {
+        producer_id: Some(id),
+        producer_epoch: Some(epoch),
+    };
+    let calls = (0..8).map(|_| {
+        let mut producer = broker.producer();
+        async move { producer.init_producer(raise(0)).await }
+    });
+    let answers = futures::future::join_all(calls).await;
+    let granted: Vec<_> = answers.iter().flatten().collect();
+    assert_eq!(granted.len(), 1);
+    assert_eq!(granted[0].get_ref().producer_epoch, 1);
+    for status in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        assert_eq!(reason(status), "PRODUCER_FENCED");
+    }
+    // Kept over a restart.
+    broker.restart().await;
+    let status = broker.producer().init_producer(raise(0)).await.unwrap_err();
+    assert_eq!(reason(&status), "PRODUCER_FENCED");
+    let next = broker.producer().init_producer(raise(1)).await.unwrap();
+    assert_eq!(next.into_inner().producer_epoch, 2);
+}
+
+#[tokio::test]
 async fn producer_ids_are_never_given_twice() {
     let mut broker = TestBroker::start().await;
     let mut ids = Vec::new();
