@@ -36,6 +36,11 @@ const REQUESTS_PER_POLL: usize = 64;
 const MESSAGE_BYTES_MAX: i64 = 64 << 20;
 /// Cold reads that one stream has under way.
 const COLD_READS_MAX: usize = 4;
+/// Looks in one go that have to be repeated at once, before other streams of the thread get their turn.
+const AGAIN_PER_POLL: usize = 64;
+/// Empty reads below the high watermark, one after the other, until the assignment fails. The log start may move while a
+/// read is under way, and the next read says so; what is still missing then is missing for good.
+const EMPTY_READS_MAX: u8 = 3;
 
 /// Names an assignment within the stream; never used again, so that a late wake can't mean its successor.
 type Key = u64;
@@ -49,6 +54,8 @@ struct Assigned {
     waiting: bool,
     /// High watermark and log start as the client was told last.
     told: Option<(i64, i64)>,
+    /// Reads since the last data that found nothing though there must be something.
+    empty_reads: u8,
 }
 
 enum Turn {
@@ -228,6 +235,7 @@ impl FetchStream {
                 cursor,
                 waiting: false,
                 told: None,
+                empty_reads: 0,
             },
         );
         self.line.push_back(key);
@@ -269,8 +277,13 @@ impl FetchStream {
     }
 
     /// Serves assignments in turn until there is a message; `None` when nobody has anything now.
-    fn serve(&mut self) -> Option<FetchResponse> {
+    fn serve(&mut self, context: &mut Context<'_>) -> Option<FetchResponse> {
+        let mut again = 0;
         loop {
+            if again == AGAIN_PER_POLL {
+                context.waker().wake_by_ref();
+                return None;
+            }
             let key = self.line.pop_front()?;
             let max_bytes = self.credit.clamp(0, self.message_bytes) as usize;
             let Some(assigned) = self.assigned.get_mut(&key) else {
@@ -283,7 +296,10 @@ impl FetchStream {
                 }
                 Turn::Waiting(Some(response)) => return Some(response),
                 Turn::Waiting(None) => {}
-                Turn::Again => self.line.push_back(key),
+                Turn::Again => {
+                    again += 1;
+                    self.line.push_back(key);
+                }
                 Turn::Parked => self.parked.push(key),
                 Turn::Cold(read) => self.start_cold(key, read),
                 Turn::Failed(error) => {
@@ -353,8 +369,9 @@ impl Assigned {
             return Turn::Parked;
         }
         match log.read(&mut self.cursor, max_bytes) {
-            Ok(ReadOutcome::Batches(batches)) if batches.is_empty() => self.wait(signal, key),
+            Ok(ReadOutcome::Batches(batches)) if batches.is_empty() => self.found_nothing(),
             Ok(ReadOutcome::Batches(batches)) => {
+                self.empty_reads = 0;
                 let bytes: usize = batches.iter().map(Bytes::len).sum();
                 let records = batches
                     .iter()
@@ -367,6 +384,32 @@ impl Assigned {
             Ok(ReadOutcome::Cold(read)) => Turn::Cold(read),
             Err(error) => Turn::Failed(errors::from_storage(&error)),
         }
+    }
+
+    /// Nothing was read below the high watermark: looks again a few times, from a fresh position, then gives up.
+    fn found_nothing(&mut self) -> Turn {
+        self.empty_reads += 1;
+        let offset = self.cursor.offset();
+        let log = &self.partition.log;
+        if self.empty_reads < EMPTY_READS_MAX {
+            self.cursor = log.cursor(offset);
+            return Turn::Again;
+        }
+        // A deleted topic's log is empty.
+        if let Err(error) = self.partition.check_open() {
+            return Turn::Failed(error);
+        }
+        let high_watermark = log.high_watermark();
+        tracing::error!(replica = %self.partition.replica, offset, high_watermark,
+            "nothing is found below the high watermark");
+        Turn::Failed(
+            ApiError::new(
+                Reason::Internal,
+                format!("offset {offset} is below the high watermark {high_watermark}, but nothing is found there"),
+            )
+            .with("offset", offset)
+            .with("high_watermark", high_watermark),
+        )
     }
 
     fn stop_waiting(&self, signal: &Arc<Signal>, key: Key) {
@@ -480,7 +523,7 @@ impl Stream for FetchStream {
             if this.poll_cold(context) {
                 continue;
             }
-            if let Some(response) = this.serve() {
+            if let Some(response) = this.serve(context) {
                 return Poll::Ready(Some(Ok(response)));
             }
             if !this.cold.is_empty() && this.poll_cold(context) {
