@@ -8,7 +8,7 @@ use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::consumer_service_server::ConsumerService;
 use timberline_proto::v1::{
     FetchOnceRequest, FetchOnceResponse, FetchRequest, FetchResponse, ListOffsetsItem,
-    ListOffsetsRequest, ListOffsetsResponse, ListOffsetsResult, list_offsets_item,
+    ListOffsetsRequest, ListOffsetsResponse, ListOffsetsResult, list_offsets_item::At,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -21,6 +21,8 @@ use crate::metadata::table::id_bytes;
 
 /// Items of one `ListOffsets`.
 const LIST_ITEMS_MAX: usize = 100_000;
+/// Items of one `ListOffsets` that ask by time: each may read a segment, and all of them hold one thread.
+const LIST_TIMES_MAX: usize = 1000;
 
 #[tonic::async_trait]
 impl ConsumerService for Services {
@@ -63,6 +65,13 @@ impl ConsumerService for Services {
                         format!("a call carries at most {LIST_ITEMS_MAX} items"),
                     ));
                 }
+                let by_time = |item: &&ListOffsetsItem| matches!(item.at, Some(At::TimestampMs(_)));
+                if request.items.iter().filter(by_time).count() > LIST_TIMES_MAX {
+                    return Err(ApiError::invalid(
+                        "items",
+                        format!("a call carries at most {LIST_TIMES_MAX} items by time"),
+                    ));
+                }
                 let core = Arc::clone(core);
                 // Looking a time up reads segments.
                 let results = blocking(move || {
@@ -87,7 +96,6 @@ fn list_one(core: &Core, item: ListOffsetsItem) -> ListOffsetsResult {
 }
 
 fn look_up(core: &Core, item: ListOffsetsItem) -> Result<ListOffsetsResult, ApiError> {
-    use list_offsets_item::At;
     let topic = core.topic(Operation::Describe, item.topic.as_ref())?;
     let partition = topic.partition(item.partition)?;
     partition.check_open()?;

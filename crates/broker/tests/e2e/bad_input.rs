@@ -346,3 +346,27 @@ async fn timestamps_that_lie_are_corrected() {
         .results;
     assert_eq!((results[0].offset, results[0].timestamp_ms), (1, None));
 }
+
+#[tokio::test]
+async fn offsets_by_time_are_bounded() {
+    let broker = TestBroker::start().await;
+    broker.topic("t", 1, &[]).await;
+    let ask = |count: usize, at: list_offsets_item::At| {
+        let item = ListOffsetsItem {
+            topic: Some(by_name("t")),
+            partition: 0,
+            at: Some(at),
+        };
+        let mut consumer = broker.consumer();
+        let items = vec![item; count];
+        async move { consumer.list_offsets(ListOffsetsRequest { items }).await }
+    };
+    let status = ask(1001, list_offsets_item::At::TimestampMs(1)).await;
+    assert_eq!(reason(&status.unwrap_err()), "INVALID_ARGUMENT");
+    ask(1000, list_offsets_item::At::TimestampMs(1))
+        .await
+        .unwrap();
+    ask(1001, list_offsets_item::At::Latest(true))
+        .await
+        .unwrap();
+}
