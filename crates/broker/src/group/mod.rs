@@ -5,7 +5,7 @@
 //! has it is the group's business alone: callers see only indexes.
 //!
 //! Invariants: indexes are given in order; an entry that was given an index is later committed or, by an event, dropped;
-//! a refusal gives the entry back and leaves nothing behind.
+//! a refusal leaves nothing behind.
 
 mod solo;
 
@@ -36,16 +36,7 @@ pub(crate) struct Proposed {
     pub(crate) base_offset: i64,
 }
 
-/// An entry that was not taken, and why. Nothing of it is in the log.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    /// Whoever proposes to a group that can lose its leadership sends it on from here.
-    #[allow(dead_code, reason = "read once a refusal can be a leader's change")]
-    pub(crate) entry: Entry,
-    pub(crate) why: Why,
-}
-
-/// Why an entry was not taken.
+/// Why an entry was not taken. Nothing of it is in the log.
 #[derive(Debug)]
 pub(crate) enum Why {
     /// The log could not take it.
@@ -68,7 +59,7 @@ pub(crate) trait Group: Send {
     fn term(&self) -> u64;
 
     /// Proposes one entry at time `now_ms`.
-    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<Refused>>;
+    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<Why>>;
 
     /// Entries up to `index` are on this broker's stable storage.
     fn durable(&mut self, index: u64);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use timberline_storage::{Appended, EntryKind, Error, HardState, Log};
 
-use super::{Entry, Event, Group, Proposed, Refused, Why};
+use super::{Entry, Event, Group, Proposed, Why};
 
 /// Reserved beside an entry's payload: frame header, padding, and what the file around it may need.
 const ENTRY_OVERHEAD_BYTES: u64 = 4096;
@@ -71,16 +71,13 @@ impl Group for Solo {
         self.term
     }
 
-    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<Refused>> {
+    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<Why>> {
         match self.append(&entry, now_ms) {
             Ok(appended) => Ok(Proposed {
                 index: appended.index,
                 base_offset: appended.base_offset,
             }),
-            Err(error) => Err(Box::new(Refused {
-                entry,
-                why: Why::Storage(error),
-            })),
+            Err(error) => Err(Box::new(Why::Storage(error))),
         }
     }
 

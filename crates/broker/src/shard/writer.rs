@@ -141,7 +141,7 @@ impl Writer {
     fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<ApiError>> {
         self.group
             .propose(entry, now_ms)
-            .map_err(|refused| Box::new(errors::from_refusal(&refused.why)))
+            .map_err(|why| Box::new(errors::from_refusal(&why)))
     }
 
     /// Appends to a state log.
