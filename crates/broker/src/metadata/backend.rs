@@ -170,19 +170,24 @@ impl Backend {
         if self.next_index > commit {
             return Ok(());
         }
-        let mut entries = Vec::new();
-        self.log
-            .replay(self.next_index, |entry| {
-                entries.push(entry);
-                Ok(())
-            })
-            .map_err(|error| Error::Metadata(error.to_string()))?;
-        for entry in entries {
-            self.next_index = entry.index + 1;
-            if entry.kind == EntryKind::Command {
-                self.apply(entry.index, entry.payload)?;
+        let log = Arc::clone(&self.log);
+        let mut failed = None;
+        let replayed = log.replay(self.next_index, |entry| {
+            if entry.kind == EntryKind::Command
+                && let Err(error) = self.apply(entry.index, entry.payload)
+            {
+                // Only ends the replay; the error itself goes out beside it.
+                let why = timberline_storage::Error::Refused(error.to_string());
+                failed = Some(error);
+                return Err(why);
             }
+            self.next_index = entry.index + 1;
+            Ok(())
+        });
+        if let Some(error) = failed {
+            return Err(error);
         }
+        replayed.map_err(|error| Error::Metadata(error.to_string()))?;
         self.next_index = self.next_index.max(commit + 1);
         Ok(())
     }
