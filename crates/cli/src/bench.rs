@@ -63,11 +63,16 @@ struct Batching {
     /// Compress batches: none, gzip, snappy, lz4, zstd. The values are random all the same.
     #[arg(long, value_parser = parse_codec, value_name = "CODEC")]
     compression: Option<Codec>,
+    /// How long a record may wait for its acknowledgement. The first that fails ends the run (exit code 4 for this cause).
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    timeout: Duration,
 }
 
 impl Batching {
     fn options(&self, default_linger: Duration) -> ProducerOptions {
-        let mut options = ProducerOptions::default().linger(self.linger.unwrap_or(default_linger));
+        let mut options = ProducerOptions::default()
+            .linger(self.linger.unwrap_or(default_linger))
+            .delivery_timeout(self.timeout);
         if let Some(bytes) = self.batch {
             options = options.batch_bytes(bytes);
         }
@@ -262,6 +267,10 @@ fn show(format: Format, latency: &str, report: &BenchReport) -> Result<(), Failu
     })?;
     if report.errors == 0 {
         return Ok(());
+    }
+    if let Some(error) = &report.first_error {
+        let what = format!("{} records done, {} not", report.records, report.errors);
+        return Err(Failure::from(error.clone()).while_doing(&what));
     }
     Err(Failure::failed(format!("{} records failed", report.errors))
         .next("See the broker's log, and `timberline cluster info`."))

@@ -40,7 +40,7 @@ mod types;
 
 pub use admin::{Admin, TrimTarget};
 pub use client::Client;
-pub use consumer::{BatchRecord, ConsumedRecord, Consumer, Position, RecordBatch};
+pub use consumer::{BatchRecord, ConsumedRecord, Consumer, Outage, Position, RecordBatch};
 pub use error::{Error, Result};
 pub use options::{ClientOptions, Codec, ConsumerOptions, Isolation, OffsetReset, ProducerOptions};
 pub use producer::{Delivery, Producer, ProducerRecord, RecordMetadata, TrySendError};

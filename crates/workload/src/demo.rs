@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,12 +18,11 @@ use timberline_client::{
     Client, ClientOptions, ConsumerOptions, NewTopic, Position, ProducerOptions, ProducerRecord,
 };
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::ledger::{Digest, Ledger, Verdict};
 use crate::process::{BrokerAddresses, BrokerProcess};
-use crate::pump::{Outcomes, Pump, PumpOptions, Tally};
+use crate::pump::{Outcomes, Pump, PumpOptions};
 
 /// The topic of the demo.
 pub const TOPIC: &str = "demo";
@@ -30,6 +30,12 @@ pub const TOPIC: &str = "demo";
 const SEND_FOR: Duration = Duration::from_secs(2);
 /// How long a broker may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+/// The first kill comes when this share of the pieces is acknowledged, in percent…
+const KILL_FROM: usize = 30;
+/// …and no more than this share is sent before it.
+const KILL_UNTIL: usize = 60;
+/// Between two looks at what is acknowledged.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// How long the killed broker stays away.
 const AWAY_FOR: Duration = Duration::from_millis(500);
 /// Longest wait for the next record when reading back.
@@ -171,9 +177,8 @@ pub async fn run(
     tell(DemoEvent::Sent {
         acknowledged: outcomes.acknowledged,
     });
-    let _broker = stage
-        .kill(broker, outcomes.acknowledged, pieces.len(), &mut tell)
-        .await?;
+    let all = outcomes.acknowledged;
+    let _broker = stage.kill(broker, || all, pieces.len(), &mut tell).await?;
 
     let mut ledger = Ledger::default();
     for (tag, piece) in pieces.iter().enumerate() {
@@ -221,18 +226,18 @@ impl Stage {
         Ok(Client::connect(options).await?)
     }
 
-    /// Kills the broker and starts it again after a while.
+    /// Kills the broker and starts it again after a while. `acknowledged` counts the pieces once it is dead.
     async fn kill(
         &mut self,
         mut broker: BrokerProcess,
-        acknowledged: u64,
+        acknowledged: impl FnOnce() -> u64,
         pieces: usize,
         tell: &mut (impl FnMut(DemoEvent) + Send),
     ) -> Result<BrokerProcess> {
         broker.kill()?;
         tell(DemoEvent::Killed {
             pid: broker.pid(),
-            acknowledged,
+            acknowledged: acknowledged(),
             pieces: pieces as u64,
         });
         tokio::time::sleep(AWAY_FOR).await;
@@ -263,7 +268,7 @@ fn cut(path: &Path, piece_bytes: usize, bytes_max: u64) -> Result<Vec<Bytes>> {
         .collect())
 }
 
-/// Sends all pieces; kills the broker when a third of them is acknowledged, and starts it again.
+/// Sends all pieces; kills the broker in the middle, and starts it again.
 async fn send_and_kill(
     stage: &mut Stage,
     broker: BrokerProcess,
@@ -279,27 +284,32 @@ async fn send_and_kill(
     };
     let pump = Pump::new(producer.clone(), Handle::current(), options);
     let tally = pump.tally();
-    let (reached, third) = oneshot::channel();
+    let (dead, killed) = mpsc::channel();
     let to_send = Arc::clone(pieces);
-    let sending = tokio::task::spawn_blocking(move || send(pump, &to_send, &tally, reached));
+    let sending = tokio::task::spawn_blocking(move || send(pump, &to_send, &killed));
+    let enough = (pieces.len() * KILL_FROM / 100) as u64;
     // When the sender gave up early its result says why.
-    let broker = match third.await {
-        Ok(acknowledged) => stage.kill(broker, acknowledged, pieces.len(), tell).await?,
-        Err(_) => broker,
+    while tally.acknowledged() < enough && tally.failed() == 0 && !sending.is_finished() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let broker = if tally.acknowledged() >= enough {
+        let count = || {
+            let _ = dead.send(());
+            tally.acknowledged()
+        };
+        stage.kill(broker, count, pieces.len(), tell).await?
+    } else {
+        broker
     };
+    drop(dead);
     let outcomes = sending.await??;
     let _ = producer.close().await;
     Ok((broker, outcomes))
 }
 
-/// Sends at a pace that leaves time to be interrupted, and says when a third is acknowledged.
-fn send(
-    mut pump: Pump,
-    pieces: &[Bytes],
-    tally: &Tally,
-    reached: oneshot::Sender<u64>,
-) -> Result<Outcomes> {
-    let mut reached = Some(reached);
+/// Sends at a pace that leaves time to be interrupted, and waits in the middle until `killed` has news or is closed.
+fn send(mut pump: Pump, pieces: &[Bytes], killed: &mpsc::Receiver<()>) -> Result<Outcomes> {
+    let hold = pieces.len() * KILL_UNTIL / 100;
     let topic: Arc<str> = TOPIC.into();
     let pause = SEND_FOR / pieces.len().max(1) as u32;
     let begun = Instant::now();
@@ -310,10 +320,9 @@ fn send(
             pump.hand_over();
             std::thread::sleep(due - now);
         }
-        if tally.acknowledged() as usize >= pieces.len() / 3 {
-            if let Some(reached) = reached.take() {
-                let _ = reached.send(tally.acknowledged());
-            }
+        if tag == hold {
+            pump.hand_over();
+            let _ = killed.recv();
         }
         let record = ProducerRecord::keyed(
             Arc::clone(&topic),

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use timberline_client::{Delivery, Error, Producer, ProducerRecord, RecordMetadata};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::latency::Latencies;
@@ -135,6 +135,8 @@ pub struct Pump {
     lanes: Vec<Option<Lane>>,
     /// Lanes with something in their chunk.
     dirty: Vec<usize>,
+    /// True: the lanes wait for nothing more.
+    aborted: watch::Sender<bool>,
     now: Instant,
     /// The wall clock, read together with `now`, ms since the Unix epoch.
     wall_ms: i64,
@@ -151,6 +153,7 @@ impl Pump {
             tally: Arc::default(),
             lanes: Vec::new(),
             dirty: Vec::new(),
+            aborted: watch::Sender::new(false),
             now: Instant::now(),
             wall_ms: wall_ms(),
             until_clock: 0,
@@ -190,8 +193,10 @@ impl Pump {
     ///
     /// # Errors
     /// Those of [`Producer::send`]; the record was not taken then.
-    // The error is the client's own and is moved, not copied.
-    #[allow(clippy::result_large_err)]
+    #[allow(
+        clippy::result_large_err,
+        reason = "the error is the client's own; a box would allocate only to hand it on"
+    )]
     pub fn send(&mut self, record: ProducerRecord, tag: u64, due: Instant) -> Result<(), Error> {
         let bytes = record.value.as_ref().map_or(0, |value| value.len() as u32);
         let delivery = match self.producer.try_send(record) {
@@ -215,6 +220,7 @@ impl Pump {
                 options: self.options,
                 tally: Arc::clone(&self.tally),
                 outcomes: Outcomes::default(),
+                aborted: self.aborted.subscribe(),
             };
             Lane {
                 chunk: Vec::with_capacity(CHUNK),
@@ -247,6 +253,14 @@ impl Pump {
         }
     }
 
+    /// Takes the outcomes that are there and waits for no more. Records without one are in none of the counts, and may
+    /// still be written.
+    pub fn abort(mut self) -> Outcomes {
+        let lanes = std::mem::take(&mut self.lanes);
+        self.aborted.send_replace(true);
+        self.handle.block_on(settle(lanes))
+    }
+
     /// Waits for the outcome of every record.
     pub fn finish(mut self) -> Outcomes {
         self.hand_over();
@@ -255,16 +269,21 @@ impl Pump {
         self.handle.block_on(async move {
             // Sent without lingering; each record's own failure is found by its lane.
             let _ = producer.flush().await;
-            let mut outcomes = Outcomes::default();
-            for lane in lanes.into_iter().flatten() {
-                drop(lane.sender);
-                if let Ok(done) = lane.task.await {
-                    outcomes.merge(done);
-                }
-            }
-            outcomes
+            settle(lanes).await
         })
     }
+}
+
+/// What the lanes' tasks come to, once nothing more is handed to them.
+async fn settle(lanes: Vec<Option<Lane>>) -> Outcomes {
+    let mut outcomes = Outcomes::default();
+    for lane in lanes.into_iter().flatten() {
+        drop(lane.sender);
+        if let Ok(done) = lane.task.await {
+            outcomes.merge(done);
+        }
+    }
+    outcomes
 }
 
 fn wall_ms() -> i64 {
@@ -287,6 +306,7 @@ struct Collector {
     options: PumpOptions,
     tally: Arc<Tally>,
     outcomes: Outcomes,
+    aborted: watch::Receiver<bool>,
 }
 
 impl Collector {
@@ -299,7 +319,12 @@ impl Collector {
                     Some(result) => result,
                     None => {
                         self.measure(&mut settled);
-                        next.delivery.await
+                        tokio::select! {
+                            biased;
+                            result = next.delivery => result,
+                            // Also when the pump is gone without an end.
+                            _ = self.aborted.wait_for(|aborted| *aborted) => continue,
+                        }
                     }
                 };
                 self.count(next.tag, next.bytes, result, &mut settled, next.due);

@@ -2,33 +2,38 @@
 //!
 //! One consumer reads all partitions asked for; records go to standard output as they come, in order within each
 //! partition. Output is flushed whenever nothing more is there at once.
+//!
+//! A broker out of reach is reported once. A plain tail then waits for as long as it takes; with an end in sight, which
+//! somebody may be waiting for, it gives up after the time that a call may take.
 
 mod format;
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, StdoutLock, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use futures::FutureExt;
 use timberline_client::{
-    BatchRecord, Client, Consumer, ConsumerOptions, Error, Position, RecordBatch,
+    BatchRecord, Client, Consumer, ConsumerOptions, Error, Outage, Position, RecordBatch,
 };
 
 use crate::complete::topics;
 use crate::connect::ClientArgs;
-use crate::failure::Failure;
+use crate::failure::{Failure, UNREACHABLE};
 use crate::json::RecordJson;
 use crate::values::{From, Separator, parse_duration, parse_from, parse_separator};
 use format::Template;
+use tokio::sync::watch;
 
 /// Bytes of output held back at most.
 const OUTPUT_BYTES: usize = 256 << 10;
 
 /// Read records.
 ///
-/// Reads from the beginning and then waits for more, unless told otherwise.
+/// Reads from the beginning and then waits for more, unless told otherwise. A broker that goes away is waited for; with
+/// --until-end or --count for no longer than --request-timeout (exit code 4).
 #[derive(Debug, Args)]
 #[command(after_help = r"Examples:
   timberline consume greetings --until-end
@@ -122,6 +127,8 @@ pub(crate) async fn run(args: ConsumeArgs) -> Result<(), Failure> {
         consumer.assign(&args.topic, partition, from).await?;
     }
     let mut reading = Reading {
+        outages: consumer.outages(),
+        reported: None,
         consumer,
         ends: plan.ends(),
         left: args.count.unwrap_or(u64::MAX),
@@ -204,6 +211,9 @@ async fn offsets(
 
 struct Reading<'a> {
     consumer: Consumer,
+    outages: watch::Receiver<Option<Outage>>,
+    /// When the outage began that was reported last.
+    reported: Option<Instant>,
     /// Partitions that are still read, and where each ends.
     ends: HashMap<i32, i64>,
     /// Records still wanted.
@@ -236,14 +246,60 @@ impl Reading<'_> {
     /// Waits for a batch; `None` when the user has seen enough.
     async fn wait(&mut self) -> Result<Option<Result<RecordBatch, Error>>, Failure> {
         let patience = self.args.timeout.unwrap_or(Duration::MAX);
-        tokio::select! {
-            next = tokio::time::timeout(patience, self.consumer.recv_batch()) => match next {
-                Ok(next) => Ok(Some(next)),
-                Err(_) => Err(Failure::timed_out(format!("no record came for {patience:?}"))
-                    .next("Leave --timeout away to wait, or use --until-end to read what is there.")),
-            },
-            _ = tokio::signal::ctrl_c() => Ok(None),
+        let starved = tokio::time::sleep(patience);
+        tokio::pin!(starved);
+        loop {
+            let give_up = self.see_outage();
+            tokio::select! {
+                biased;
+                next = self.consumer.recv_batch() => return Ok(Some(next)),
+                // The sender lives as long as the consumer.
+                _ = self.outages.changed() => {}
+                () = sleep_until(give_up) => return Err(self.lost_contact()),
+                () = &mut starved => {
+                    return Err(Failure::timed_out(format!("no record came for {patience:?}"))
+                        .next("Leave --timeout away to wait, or use --until-end to read what is there."));
+                }
+                _ = tokio::signal::ctrl_c() => return Ok(None),
+            }
         }
+    }
+
+    /// Reports an outage that is new; returns when it has lasted too long.
+    fn see_outage(&mut self) -> Option<Instant> {
+        let outage = self.outages.borrow_and_update().clone()?;
+        let limit = self.limit();
+        if self.reported != Some(outage.since) {
+            self.reported = Some(outage.since);
+            let then = match limit {
+                Some(limit) => format!("giving up if that lasts {limit:?}"),
+                None => "reading goes on when that is over".to_owned(),
+            };
+            let _ = writeln!(
+                io::stderr(),
+                "warning: lost contact: {}; {then}",
+                told(&outage.error)
+            );
+        }
+        outage.since.checked_add(limit?)
+    }
+
+    /// How long an outage may last; `None`: as long as it takes.
+    fn limit(&self) -> Option<Duration> {
+        let bounded = self.args.until_end || self.args.count.is_some();
+        bounded.then_some(self.args.client.request_timeout)
+    }
+
+    fn lost_contact(&self) -> Failure {
+        let limit = self.args.client.request_timeout;
+        let last = self.outages.borrow();
+        let last = last.as_ref().map(|outage| told(&outage.error));
+        Failure::timed_out(format!(
+            "no contact for {limit:?}, and not all is read: {}",
+            last.unwrap_or_default()
+        ))
+        .reason(UNREACHABLE)
+        .next("Start the broker, then read again; --request-timeout says how long an outage may last.")
     }
 
     fn print(&mut self, batch: &RecordBatch) -> Result<(), Failure> {
@@ -295,6 +351,21 @@ impl Reading<'_> {
             .seek(&self.args.topic, partition, Position::Offset(to))
             .await?;
         Ok(())
+    }
+}
+
+/// An outage's cause in a few words.
+fn told(error: &Error) -> String {
+    match error {
+        Error::Transport { address, message } => format!("cannot reach {address}: {message}"),
+        _ => error.to_string(),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Where reading begins and ends.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{Broker, finish, run, wait_for};
+use rustix::process::Signal;
+
+use crate::harness::{Broker, finish, run, signal, wait_for};
 
 fn now_ms() -> u128 {
     SystemTime::now()
@@ -195,4 +197,56 @@ fn what_cannot_be_meant_is_a_usage_error() {
         args.extend(flags);
         run(broker.command(args), b"").fails(2, &[part]);
     }
+}
+
+#[test]
+fn with_an_end_in_sight_a_broker_is_not_waited_for_forever() {
+    let mut broker = Broker::start();
+    broker.run(&["topic", "create", "t"]).ok();
+    // More than is fetched ahead, so that the end is out of reach once the broker is gone.
+    broker
+        .run(&["bench", "produce", "t", "-n", "64000", "-s", "1KiB"])
+        .ok();
+    for end in [&["--until-end"][..], &["--count", "1000000"]] {
+        let mut command = broker.command(["consume", "t", "--raw", "--request-timeout", "1s"]);
+        let mut child = command
+            .args(end)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = [0; 10];
+        let stdout = child.stdout.as_mut().unwrap();
+        stdout.read_exact(&mut first).unwrap();
+        broker.kill();
+        let ran = finish(child).fails(4, &["no contact for 1s", "UNREACHABLE", "next:"]);
+        assert_eq!(ran.err.matches("lost contact").count(), 1, "{}", ran.err);
+        assert!(ran.bytes.len() < 64_000 << 10);
+        broker.spawn(&[]);
+    }
+}
+
+#[test]
+fn a_tail_reports_an_outage_and_reads_on_behind_it() {
+    let mut broker = Broker::start();
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], "before\n").ok();
+    let mut child = broker
+        .command(["consume", "t", "--request-timeout", "500ms"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "before");
+    broker.kill();
+    // Longer than a reader with an end would wait.
+    std::thread::sleep(Duration::from_secs(2));
+    broker.spawn(&[]);
+    broker.run_with(&["produce", "t"], "after\n").ok();
+    assert_eq!(lines.next().unwrap().unwrap(), "after");
+    signal(child.id(), Signal::INT);
+    let ran = finish(child);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.err.matches("lost contact").count(), 1, "{}", ran.err);
 }

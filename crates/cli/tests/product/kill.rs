@@ -2,11 +2,11 @@
 
 use std::io::Write;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Broker, alone, finish, random};
+use crate::harness::{Broker, alone, finish, random, wait_for};
 
 #[test]
 fn a_file_survives_kills_in_the_middle_of_its_sending() {
@@ -80,6 +80,20 @@ fn the_demo_loses_nothing() {
     let ran = alone(["demo", "-o", "json"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.err.contains("kill -9"), "{}", ran.err);
+    let kills: Vec<_> = ran
+        .err
+        .lines()
+        .filter(|line| line.contains("kill -9   process"))
+        .collect();
+    assert_eq!(kills.len(), 2, "{}", ran.err);
+    // `… with 512 of 1024 pieces acknowledged`
+    let (_, counts) = kills[0].split_once("with ").unwrap();
+    let counts: Vec<f64> = counts
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let share = counts[0] / counts[1];
+    assert!((0.29..=0.6).contains(&share), "{}", kills[0]);
     let report = ran.json();
     assert_eq!(
         (&report["kills"], &report["lost"], &report["duplicated"]),
@@ -88,4 +102,44 @@ fn the_demo_loses_nothing() {
     assert_eq!(report["identical"], true);
     assert_eq!(report["acknowledged"], report["read"]);
     assert!(report["acknowledged"].as_u64().unwrap() > 100);
+}
+
+#[test]
+fn a_bench_ends_soon_when_the_broker_is_gone_for_good() {
+    let mut broker = Broker::start();
+    broker.run(&["topic", "create", "load"]).ok();
+    let bench = broker
+        .command([
+            "bench",
+            "produce",
+            "load",
+            "--records",
+            "1000000000",
+            "--timeout",
+            "2s",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("records of the bench", || {
+        let topic = broker
+            .run(&["consume", "load", "--tail", "1", "--until-end", "--raw"])
+            .ok();
+        (!topic.bytes.is_empty()).then_some(())
+    });
+    broker.kill();
+    let begun = Instant::now();
+    let ran = finish(bench).fails(
+        4,
+        &[
+            "records done",
+            "not acknowledged within 2s",
+            "next:",
+            "cannot reach",
+        ],
+    );
+    // One timeout for the first failure, and none for what was sent after it.
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(ran.out.contains("MB/s"), "{}", ran.out);
 }

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::consumer::Position;
-use crate::consumer::shared::{Credit, Item, Shared, Wanted};
+use crate::consumer::shared::{Credit, Item, Outage, Shared, Wanted};
 use crate::consumer::stream::{self, News, StreamId};
 use crate::error::{Error, Result, is_retriable};
 use crate::metadata::TopicView;
@@ -79,6 +79,8 @@ struct Route {
     requests: Option<mpsc::UnboundedSender<v1::FetchRequest>>,
     credit: Arc<Credit>,
     backoff: Backoff,
+    /// From the end of a stream until another one is ready.
+    outage: Option<Outage>,
 }
 
 struct Lookup {
@@ -131,6 +133,7 @@ impl Driver {
             }
             if shared.wanted_changed.swap(false, Ordering::AcqRel) {
                 self.follow();
+                self.publish_outage();
             }
             self.grant();
         }
@@ -266,6 +269,7 @@ impl Driver {
             requests: None,
             credit: Arc::default(),
             backoff: self.backoff(),
+            outage: None,
         });
         self.by_address
             .insert(address.clone(), self.routes.len() - 1);
@@ -330,7 +334,11 @@ impl Driver {
             }
             News::Said(Down::GoAway(reason)) => {
                 tracing::info!(reason = reason.reason, "broker is draining");
-                self.on_ended(id.route);
+                let error = Error::Transport {
+                    address: self.routes[id.route].address.to_string(),
+                    message: format!("the broker goes away: {}", reason.reason),
+                };
+                self.on_ended(id.route, error);
             }
             News::Said(Down::Hello(_)) => {}
             News::Ended(error) => {
@@ -338,7 +346,7 @@ impl Driver {
                 if !error.is_retriable() {
                     self.fail_all_of(id.route, &error);
                 }
-                self.on_ended(id.route);
+                self.on_ended(id.route, error);
             }
         }
     }
@@ -346,12 +354,14 @@ impl Driver {
     fn on_ready(&mut self, id: usize, requests: mpsc::UnboundedSender<v1::FetchRequest>) {
         let route = &mut self.routes[id];
         route.backoff.reset();
+        route.outage = None;
         // What an earlier stream sent may still be in the queue: it counts.
         route.credit.returned.store(0, Ordering::Relaxed);
         let queued = route.credit.queued.load(Ordering::Relaxed);
         let granted = self.options.prefetch_bytes.saturating_sub(queued);
         route.credit.returned.fetch_add(granted, Ordering::Relaxed);
         route.requests = Some(requests);
+        self.publish_outage();
         self.send_all_of(id);
     }
 
@@ -376,7 +386,14 @@ impl Driver {
         }
     }
 
-    fn on_ended(&mut self, id: usize) {
+    fn on_ended(&mut self, id: usize, error: Error) {
+        let route = &mut self.routes[id];
+        let since = route
+            .outage
+            .as_ref()
+            .map_or_else(Instant::now, |outage| outage.since);
+        route.outage = Some(Outage { since, error });
+        self.publish_outage();
         let route = &mut self.routes[id];
         if let Some(task) = route.task.take() {
             task.abort();
@@ -399,6 +416,28 @@ impl Driver {
             self.locate(topic);
         }
         self.send_all_of(id);
+    }
+
+    /// Lets the application see the longest outage of a broker that it needs.
+    fn publish_outage(&self) {
+        let needed = |route: usize| {
+            self.assignments.values().any(|assignment| {
+                assignment.route == Some(route) && assignment.state != State::Paused
+            })
+        };
+        let outages = self.routes.iter().enumerate();
+        let longest = outages
+            .filter_map(|(at, route)| Some((at, route.outage.as_ref()?)))
+            .filter(|(at, _)| needed(*at))
+            .map(|(_, outage)| outage)
+            .min_by_key(|outage| outage.since)
+            .cloned();
+        self.shared.outage.send_if_modified(|now| {
+            let since = |outage: &Option<Outage>| outage.as_ref().map(|outage| outage.since);
+            let changed = since(now) != since(&longest);
+            *now = longest;
+            changed
+        });
     }
 
     // Data.
@@ -655,6 +694,8 @@ impl Driver {
             }
             self.send(id);
         }
+        // A partition led elsewhere needs its old leader no more.
+        self.publish_outage();
         if let Some(lookup) = self
             .lookups
             .get_mut(view.info.name.as_str())

@@ -17,11 +17,12 @@ pub use batch::{BatchRecord, ConsumedRecord, RecordBatch};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1;
 use timberline_record::{Limits, Records};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::options::ConsumerOptions;
+pub use shared::Outage;
 use shared::{Item, Shared, Wanted, Watermarks};
 
 /// Where to read from.
@@ -359,6 +360,13 @@ impl Consumer {
     pub fn high_watermark(&self, topic: &str, partition: i32) -> Option<i64> {
         let assigned = &self.assigned[self.find(topic, partition)?];
         Some(assigned.news.high_watermark.load(Ordering::Relaxed)).filter(|&offset| offset >= 0)
+    }
+
+    /// Tells when a broker that is needed goes out of reach (`Some`) and when all are there again (`None`); the longest
+    /// outage, if there are several. The consumer waits for the broker however long that takes: who will not, watches
+    /// this beside [`recv`](Self::recv).
+    pub fn outages(&self) -> watch::Receiver<Option<Outage>> {
+        self.shared.outage.subscribe()
     }
 
     /// The assigned partitions.

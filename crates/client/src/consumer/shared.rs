@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use timberline_record::Batch;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::error::Error;
 
@@ -58,6 +59,15 @@ pub(crate) enum Item {
     Failed { assignment: u64, error: Error },
 }
 
+/// A broker that leads assigned partitions is out of reach. The consumer goes on trying.
+#[derive(Clone, Debug)]
+pub struct Outage {
+    /// Since when.
+    pub since: Instant,
+    /// What happened last.
+    pub error: Error,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     /// By assignment id. At most one per partition.
@@ -66,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) closed: AtomicBool,
     /// Wakes the driver.
     pub(crate) wake: Notify,
+    /// The longest outage there is now.
+    pub(crate) outage: watch::Sender<Option<Outage>>,
     /// Bytes returned that the driver was not woken for yet.
     unsaid: AtomicUsize,
 }

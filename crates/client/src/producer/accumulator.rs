@@ -84,6 +84,9 @@ pub(crate) enum Appended {
     Taken(Delivery, bool),
     /// The open batch was full and is closed now; the driver must be told if true. Choose another partition.
     Full(bool),
+    /// The record can't be encoded. The batch before it may have been closed all the same: the driver must be told
+    /// if true.
+    Refused(Error, bool),
 }
 
 /// What the driver finds in a partition.
@@ -183,9 +186,10 @@ impl Partition {
             if first {
                 accumulator.open = None;
             }
-            return Err(Error::InvalidRecord {
+            let error = Error::InvalidRecord {
                 message: error.to_string(),
-            });
+            };
+            return Ok(Appended::Refused(error, announce));
         }
         open.reserved += reserved;
         let delivery = Delivery::new(open.completion.clone(), index, timestamp_ms);
@@ -252,4 +256,53 @@ fn new_builder(options: &ProducerOptions, capacity: usize) -> BatchBuilder {
         },
         ..BatchOptions::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BATCH_BYTES: usize = 1 << 10;
+
+    fn append(partition: &Arc<Partition>, value: &[u8]) -> Appended {
+        let record = Encodable {
+            timestamp_ms: 0,
+            key: None,
+            value: Some(value),
+            headers: &[],
+            reserved: value.len(),
+        };
+        let options = ProducerOptions::default();
+        partition
+            .append(&record, &options, BATCH_BYTES, false)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_batch_closed_by_a_record_that_is_refused_is_announced() {
+        let topic = Topic::new("t", [1; 16]);
+        let partition = Arc::new(Partition::new(&topic, 0, 0));
+        assert!(matches!(
+            append(&partition, b"small"),
+            Appended::Taken(_, true)
+        ));
+        // The driver looks: the batch is open, it will come again when the linger is over.
+        assert!(partition.collect().open_since.is_some());
+        let too_large = vec![0; MAX_BATCH_BYTES + 1];
+        assert!(matches!(
+            append(&partition, &too_large),
+            Appended::Refused(Error::InvalidRecord { .. }, true)
+        ));
+        let found = partition.collect();
+        assert_eq!((found.full.len(), found.open_since), (1, None));
+        // Nothing was closed this time: there is nothing to tell.
+        assert!(matches!(
+            append(&partition, &too_large),
+            Appended::Refused(_, false)
+        ));
+        assert!(matches!(
+            append(&partition, b"small"),
+            Appended::Taken(_, true)
+        ));
+    }
 }

@@ -96,8 +96,10 @@ impl Producer {
     ///
     /// # Errors
     /// The record and the cause.
-    // The record comes back by value, so that the caller can try again without a copy.
-    #[allow(clippy::result_large_err)]
+    #[allow(
+        clippy::result_large_err,
+        reason = "the record comes back by value, so that the caller can try again without a copy"
+    )]
     pub fn try_send(&self, record: ProducerRecord) -> Result<Delivery, TrySendError> {
         match self.try_append(&record) {
             Ok(delivery) => Ok(delivery),

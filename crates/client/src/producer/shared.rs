@@ -253,6 +253,10 @@ impl Shared {
                     chosen = topic.move_on(chosen, &partitions);
                     may_move = false;
                 }
+                Appended::Refused(error, announce) => {
+                    self.announce(partition.slot, announce);
+                    return Err(error);
+                }
             }
         }
     }

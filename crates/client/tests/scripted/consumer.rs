@@ -101,8 +101,11 @@ async fn resumes_after_lost_streams_and_killed_brokers() {
         broker.faults(|faults| faults.lose_fetch_after = Some(2));
         expect(&mut consumer, round * 60..(round + 1) * 60).await;
     }
+    let mut outages = consumer.outages();
     broker.kill();
+    soon(outages.wait_for(Option::is_some)).await.unwrap();
     broker.restart().await;
+    soon(outages.wait_for(Option::is_none)).await.unwrap();
     expect(&mut consumer, 600..900).await;
 }
 

@@ -117,7 +117,9 @@ pub async fn end_to_end(
     let outcomes = tokio::task::spawn_blocking(move || sender.send(pump)).await?;
     let _ = sent.send(());
     let reader = reader.await??;
-    let _ = producer.close().await;
+    if outcomes.first_error.is_none() {
+        let _ = producer.close().await;
+    }
     let took = reader
         .last
         .map_or_else(|| begun.elapsed(), |last| last - begun);
@@ -128,13 +130,11 @@ pub async fn end_to_end(
             return Err(error.into());
         }
     }
-    Ok(BenchReport::new(
-        read,
-        reader.bytes,
-        errors,
-        took,
-        &reader.latencies,
-    ))
+    let report = BenchReport::new(read, reader.bytes, errors, took, &reader.latencies);
+    Ok(BenchReport {
+        first_error: outcomes.first_error,
+        ..report
+    })
 }
 
 struct Sender {
@@ -153,8 +153,13 @@ impl Sender {
             sleep_until(due, &mut pump);
             let value = stamped(self.run, number, after, &payloads.next_value());
             let record = ProducerRecord::value(Arc::clone(&topic), value);
-            if pump.send(record, number, due).is_err() || pump.tally().failed() > 0 {
-                break;
+            if let Err(error) = pump.send(record, number, due) {
+                let mut outcomes = pump.abort();
+                outcomes.first_error.get_or_insert(error);
+                return outcomes;
+            }
+            if pump.tally().failed() > 0 {
+                return pump.abort();
             }
         }
         pump.finish()

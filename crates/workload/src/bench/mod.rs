@@ -15,6 +15,7 @@ mod produce;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use timberline_client::Error;
 
 use crate::latency::{Latencies, LatencySummary};
 
@@ -39,6 +40,9 @@ pub struct BenchReport {
     pub records_per_second: f64,
     /// See the module for what is measured.
     pub latency_ms: LatencySummary,
+    /// Why the run ended early, if it did; it is told beside the figures, not among them.
+    #[serde(skip)]
+    pub first_error: Option<Error>,
 }
 
 impl BenchReport {
@@ -59,6 +63,7 @@ impl BenchReport {
             mb_per_second: bytes as f64 / 1e6 / seconds,
             records_per_second: records as f64 / seconds,
             latency_ms: latencies.summary(),
+            first_error: None,
         }
     }
 }

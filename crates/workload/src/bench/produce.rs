@@ -76,8 +76,8 @@ impl ProduceLoad {
 /// Runs the load. `tally` counts along.
 ///
 /// # Errors
-/// The topic does not exist or can't be reached at the start. A record that fails ends the run and is counted; when none is
-/// acknowledged, its error is returned.
+/// The topic does not exist or can't be reached at the start. A record that fails ends the run at once, without waiting for
+/// the others; the report has its error. When none is acknowledged, the error is returned instead.
 pub async fn produce(
     client: &Client,
     load: &ProduceLoad,
@@ -105,7 +105,10 @@ pub async fn produce(
     let mut all = Outcomes::default();
     for (producer, thread) in threads {
         all.add(thread.await?);
-        let _ = producer.close().await;
+        // After a failure nobody waits for what is left in the buffer.
+        if all.first_error.is_none() {
+            let _ = producer.close().await;
+        }
     }
     let took = all
         .last_ack
@@ -116,13 +119,17 @@ pub async fn produce(
         }
     }
     let errors = load.records - all.acknowledged;
-    Ok(BenchReport::new(
+    let report = BenchReport::new(
         all.acknowledged,
         all.acknowledged_bytes,
         errors,
         took,
         &all.latencies,
-    ))
+    );
+    Ok(BenchReport {
+        first_error: all.first_error,
+        ..report
+    })
 }
 
 /// One producer's share: every `producers`th record, from `first` on.
@@ -175,8 +182,13 @@ impl Sender {
             };
             // A run with a failure is not worth going on with. What was not sent counts as an error: it has no
             // acknowledgement.
-            if pump.send(record, at, due).is_err() || self.tally.failed() > 0 {
-                break;
+            if let Err(error) = pump.send(record, at, due) {
+                let mut outcomes = pump.abort();
+                outcomes.first_error.get_or_insert(error);
+                return outcomes;
+            }
+            if self.tally.failed() > 0 {
+                return pump.abort();
             }
             at += self.step;
         }
