@@ -5,7 +5,7 @@ use timberline_storage::bugs::Bug;
 use crate::sim::{self, Settings};
 
 /// Histories within which a mistake must be found.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 1_500;
 
 /// The first seed that finds it, and how it shows.
 fn find(bug: Bug) -> Option<(u64, String)> {

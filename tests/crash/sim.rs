@@ -97,6 +97,10 @@ pub(crate) struct Profile {
     crash: u64,
     /// Weight of the beginning of a checkpoint: low, and the ring runs full.
     checkpoint: u64,
+    /// Weight of a checkpoint's steps: low, and it lasts for laps of the ring.
+    linger: u64,
+    /// Weight of each step of a cycle: high, and the ring goes round fast.
+    cycles: u64,
     /// Weights of small, medium, large and huge batches.
     pub(crate) sizes: [u64; 4],
 }
@@ -107,6 +111,8 @@ impl Profile {
             fuse: rng.pick(&[5, 20, 60]),
             crash: rng.pick(&[0, 1, 4]),
             checkpoint: rng.pick(&[24, 24, 6, 1]),
+            linger: rng.pick(&[80, 80, 20, 5]),
+            cycles: rng.pick(&[110, 110, 300]),
             sizes: rng.pick(&[[60, 28, 10, 2], [30, 60, 10, 0], [90, 10, 0, 0]]),
         }
     }
@@ -281,10 +287,15 @@ impl Sim {
 
     fn step(&mut self) -> Check {
         let Profile {
-            crash, checkpoint, ..
+            crash,
+            checkpoint,
+            linger,
+            cycles,
+            ..
         } = self.profile;
         let weights = [
-            480, 110, 110, 110, 90, checkpoint, 80, 40, 20, 6, crash, 4, 4, 3, 3, 20, 5,
+            480, cycles, cycles, cycles, 90, checkpoint, linger, 40, 20, 6, crash, 4, 4, 3, 3, 20,
+            5,
         ];
         match self.rng.weighted(&weights) {
             0 => self.environment(),
@@ -535,7 +546,9 @@ impl Sim {
     }
 
     fn plan_failure(&mut self) -> Check {
-        let part = self.rng.pick(&["journal", ".seg", "table", "logs"]);
+        let part = self
+            .rng
+            .pick(&["journal", ".seg", "table", "table", "logs"]);
         let skip = self.rng.below(4);
         let fault = self.rng.pick(&[
             Fault::SyncError,
@@ -715,6 +728,12 @@ impl Sim {
         for attempt in 0.. {
             if attempt < RECOVERY_CRASHES_MAX {
                 self.maybe_arm_fuse();
+            }
+            if attempt == 0 && self.write_failed() && self.rng.chance(50) {
+                // What recovery makes of a failed sync must survive recovery's own end.
+                let ops = self.rng.below(60);
+                self.note(format!("fuse {ops}"));
+                self.disk.crash_after(ops);
             }
             let outcome = self.try_open();
             let failed = self.write_failed() && outcome.is_err();
