@@ -427,3 +427,21 @@ fn a_missing_files_damage_ends_where_the_next_file_begins() {
     let batch = timberline_record::Batch::parse(first).expect("a batch");
     assert_eq!(batch.header().base_offset, to);
 }
+
+#[test]
+fn a_missing_file_that_was_empty_at_the_table_breaks_the_log() {
+    let mut bench = Bench::new(11);
+    bench.append(1, 3);
+    bench.settle();
+    bench.log().commit_to(3);
+    bench.log().maybe_roll(i64::MAX).expect("there is space");
+    bench.settle();
+    bench.checkpoint();
+    bench.append(1, 3);
+    bench.settle();
+    bench.stop(true);
+    let file = bench.segments().remove(1);
+    bench.disk.delete_outside(&file).expect("it is there");
+    let opened = bench.try_open().expect("the directory opens");
+    assert!(opened.logs[0].broken().is_some());
+}

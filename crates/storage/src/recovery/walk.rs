@@ -273,17 +273,20 @@ impl Walker<'_> {
         if let Some(next) = self.links.get(self.at + 1) {
             self.jump(next.first);
             self.pos = link.end;
-        } else if self.row.tail.file == link.id {
-            let proven = self.proven.get(&link.id).and_then(Ranges::end).unwrap_or(0);
+            return true;
+        }
+        let proven = self.proven.get(&link.id).and_then(Ranges::end).unwrap_or(0);
+        let mut known = FIRST_FRAME;
+        if self.row.tail.file == link.id {
+            known = self.row.tail.pos;
             if self.row.tail.index > self.place.index {
                 self.jump(self.row.tail);
             }
-            if proven > self.row.tail.pos {
-                self.broken = Some("the segment that held the last entries is missing".into());
-            }
-            return false;
         }
-        true
+        if proven > known {
+            self.broken = Some("the segment that held the last entries is missing".into());
+        }
+        false
     }
 
     fn next_file(&mut self, link: &Link) -> Result<bool> {
