@@ -2,6 +2,7 @@
 //!
 //! A ring so small that cycles overflow and wait for checkpoints, segments so small that they roll and seal all the
 //! time, replicas that come and go, readers that begin cold. A watchdog turns a deadlock into a failure.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::path::Path;
 use std::sync::Arc;
