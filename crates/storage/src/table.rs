@@ -217,7 +217,7 @@ impl TableReplica {
         out.u64(self.hard.vote);
         out.u64(self.hard.commit);
         out.i64(self.log_start);
-        out.u8(u8::from(self.tail_closed) * TAIL_CLOSED | u8::from(self.broken) * BROKEN);
+        out.u8((u8::from(self.tail_closed) * TAIL_CLOSED) | (u8::from(self.broken) * BROKEN));
         self.tail.encode(out);
         self.committed.encode(out);
         out.u32(self.files.len() as u32);
