@@ -445,23 +445,3 @@ fn a_missing_file_that_was_empty_at_the_table_breaks_the_log() {
     let opened = bench.try_open().expect("the directory opens");
     assert!(opened.logs[0].broken().is_some());
 }
-
-#[test]
-fn a_broken_log_stays_broken_over_restarts() {
-    let mut bench = Bench::new(12);
-    bench.append(1, 3);
-    bench.settle();
-    bench.checkpoint();
-    bench.append(1, 3);
-    bench.settle();
-    bench.stop(false);
-    let file = bench.segments().remove(0);
-    bench.disk.delete_outside(&file).expect("it is there");
-    for _ in 0..3 {
-        let opened = bench.try_open().expect("the directory opens");
-        assert!(opened.logs[0].broken().is_some());
-        let refused = opened.logs[0].reserve(100);
-        assert!(matches!(refused, Err(Error::Poisoned { .. })));
-        bench.disk.power_loss();
-    }
-}

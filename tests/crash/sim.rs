@@ -39,8 +39,8 @@ pub(crate) struct Settings {
     /// Steps of a history.
     pub(crate) steps: u32,
     pub(crate) bug: Option<Bug>,
-    /// Which damage ends the history: `None` for any, otherwise an index into the kinds there are.
-    pub(crate) damage: Option<usize>,
+    /// End the history with damage at rest.
+    pub(crate) damage: bool,
 }
 
 impl Default for Settings {
@@ -48,7 +48,7 @@ impl Default for Settings {
         Settings {
             steps: 2_000,
             bug: None,
-            damage: None,
+            damage: true,
         }
     }
 }
@@ -270,7 +270,10 @@ impl Sim {
             self.step()?;
             self.look_around()?;
         }
-        self.damage_episode(settings.damage)
+        if settings.damage {
+            self.damage_episode()?;
+        }
+        Ok(())
     }
 
     fn maybe_arm_fuse(&mut self) {
@@ -772,12 +775,6 @@ impl Sim {
         self.stats.files_deleted += report.files_deleted;
         let clean = std::mem::take(&mut self.clean);
         let uncut = !std::mem::take(&mut self.recovery_cut);
-        if self.journal_damaged && self.store().poisoned().is_some() {
-            // Cuts that the lost cycles told of are not known.
-            for replica in self.replicas.values_mut() {
-                replica.damaged = true;
-            }
-        }
         if !self.damaged {
             self.check_report(&report, clean && uncut)?;
         }

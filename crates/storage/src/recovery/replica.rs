@@ -355,7 +355,7 @@ impl<'a> Story<'a> {
             producers_committed: producers,
             files,
             dead: Vec::new(),
-            broken: row.broken.then(broken_before),
+            broken: None,
         }
     }
 
@@ -412,15 +412,9 @@ impl<'a> Story<'a> {
             producers_committed: producers,
             files: segments,
             dead,
-            broken: outcome.broken.or(self.row.broken.then(broken_before)),
+            broken: outcome.broken,
         }
     }
-}
-
-/// Why a log is broken whose damage an earlier start met.
-fn broken_before() -> String {
-    "at an earlier start damage hid the last entry; it can't be proven without another replica"
-        .into()
 }
 
 /// Commit not beyond the last entry, term not below its (both make Raft panic). A raised term has no vote.
@@ -440,7 +434,6 @@ fn empty_row(spec: ReplicaSpec) -> TableReplica {
         hard: parts.hard,
         log_start: 0,
         tail_closed: false,
-        broken: false,
         tail: parts.tail,
         committed: parts.committed,
         files: Vec::new(),
