@@ -26,21 +26,27 @@ enum Damage {
     Index,
 }
 
+/// What a seed picks from.
+const KINDS: &[Damage] = &[
+    Damage::SegmentRot,
+    Damage::SegmentRot,
+    Damage::SegmentBadSector,
+    Damage::SegmentDeleted,
+    Damage::SegmentCut,
+    Damage::Table,
+    Damage::Table,
+    Damage::Journal,
+    Damage::Index,
+    Damage::Index,
+];
+
 impl Sim {
     /// Ends the history with one thing damaged, and one more life after it.
-    pub(crate) fn damage_episode(&mut self) -> Check {
-        let kind = self.rng.pick(&[
-            Damage::SegmentRot,
-            Damage::SegmentRot,
-            Damage::SegmentBadSector,
-            Damage::SegmentDeleted,
-            Damage::SegmentCut,
-            Damage::Table,
-            Damage::Table,
-            Damage::Journal,
-            Damage::Index,
-            Damage::Index,
-        ]);
+    pub(crate) fn damage_episode(&mut self, only: Option<usize>) -> Check {
+        let kind = match only {
+            Some(at) => KINDS[at % KINDS.len()],
+            None => self.rng.pick(KINDS),
+        };
         if !self.stop_for(kind)? || !self.inflict(kind)? {
             return Ok(());
         }
@@ -149,7 +155,10 @@ impl Sim {
             match self.try_open() {
                 Ok(opened) => return self.opened(opened),
                 // A fault or a fuse that was planned before.
-                Err(_) if self.write_failed() || self.disk.crashed() => self.end_process(),
+                Err(error) if self.write_failed() || self.disk.crashed() => {
+                    self.note(format!("recovery: {error}"));
+                    self.end_process();
+                }
                 Err(error) => return Err(format!("a damaged directory does not open: {error}")),
             }
         }

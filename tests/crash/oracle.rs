@@ -103,6 +103,8 @@ pub(crate) struct Replica {
     pub(crate) gone: bool,
     /// Damage was done: entries may be unreadable.
     pub(crate) damaged: bool,
+    /// The log said that its last entry can't be proven.
+    pub(crate) broken: bool,
     pub(crate) producers: Producers,
 }
 
@@ -138,6 +140,7 @@ impl Replica {
             removed: false,
             gone: false,
             damaged: false,
+            broken: false,
             producers: Producers::new(),
         }
     }
@@ -310,6 +313,11 @@ impl Replica {
                 "{id}: recovered last entry {last} has a chain that nobody wrote (INV-4)"
             ));
         };
+        ensure!(
+            log.broken().is_some() || !self.broken,
+            "{id}: broken, and at the next start not any more (INV-6)"
+        );
+        self.broken = log.broken().is_some();
         let acked = match promise {
             Promise::All if log.broken().is_none() => self.acked,
             Promise::BeforeLastCycle if log.broken().is_none() => self.before_last_cycle,

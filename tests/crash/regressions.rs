@@ -445,3 +445,41 @@ fn a_missing_file_that_was_empty_at_the_table_breaks_the_log() {
     let opened = bench.try_open().expect("the directory opens");
     assert!(opened.logs[0].broken().is_some());
 }
+
+#[test]
+fn a_broken_log_stays_broken_over_restarts() {
+    let mut bench = Bench::new(12);
+    bench.append(1, 3);
+    bench.settle();
+    bench.checkpoint();
+    bench.append(1, 3);
+    bench.settle();
+    bench.stop(false);
+    let file = bench.segments().remove(0);
+    bench.disk.delete_outside(&file).expect("it is there");
+    for _ in 0..3 {
+        let opened = bench.try_open().expect("the directory opens");
+        assert!(opened.logs[0].broken().is_some());
+        let refused = opened.logs[0].reserve(100);
+        assert!(matches!(refused, Err(Error::Poisoned { .. })));
+        bench.disk.power_loss();
+    }
+}
+
+#[test]
+fn a_missing_active_file_is_not_gone_on_in() {
+    let mut bench = Bench::new(13);
+    bench.append(1, 3);
+    bench.settle();
+    bench.log().commit_to(3);
+    bench.log().maybe_roll(i64::MAX).expect("there is space");
+    bench.store().close().expect("the disk is whole");
+    bench.stop(true);
+    let file = bench.segments().remove(1);
+    bench.disk.delete_outside(&file).expect("it is there");
+    let opened = bench.try_open().expect("the directory opens");
+    (bench.store, bench.log) = (Some(opened.store), opened.logs.first().cloned());
+    bench.append(1, 1);
+    bench.settle();
+    assert_eq!(bench.log().durable_index(), 4);
+}

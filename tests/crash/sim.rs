@@ -39,8 +39,8 @@ pub(crate) struct Settings {
     /// Steps of a history.
     pub(crate) steps: u32,
     pub(crate) bug: Option<Bug>,
-    /// End the history with damage at rest.
-    pub(crate) damage: bool,
+    /// Which damage ends the history: `None` for any, otherwise an index into the kinds there are.
+    pub(crate) damage: Option<usize>,
 }
 
 impl Default for Settings {
@@ -48,7 +48,7 @@ impl Default for Settings {
         Settings {
             steps: 2_000,
             bug: None,
-            damage: true,
+            damage: None,
         }
     }
 }
@@ -270,10 +270,7 @@ impl Sim {
             self.step()?;
             self.look_around()?;
         }
-        if settings.damage {
-            self.damage_episode()?;
-        }
-        Ok(())
+        self.damage_episode(settings.damage)
     }
 
     fn maybe_arm_fuse(&mut self) {
@@ -775,6 +772,12 @@ impl Sim {
         self.stats.files_deleted += report.files_deleted;
         let clean = std::mem::take(&mut self.clean);
         let uncut = !std::mem::take(&mut self.recovery_cut);
+        if self.journal_damaged && self.store().poisoned().is_some() {
+            // Cuts that the lost cycles told of are not known.
+            for replica in self.replicas.values_mut() {
+                replica.damaged = true;
+            }
+        }
         if !self.damaged {
             self.check_report(&report, clean && uncut)?;
         }

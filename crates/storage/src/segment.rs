@@ -203,7 +203,7 @@ impl Segment {
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.synced.load(Ordering::Acquire) < self.end()
+        self.synced.load(Ordering::Acquire) < self.end() && !self.is_missing()
     }
 
     /// Whether enough journaled bytes wait for a checkpoint that a sync should begin now: in one burst they would

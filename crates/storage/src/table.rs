@@ -22,6 +22,9 @@ const HEAD_LEN: usize = 24;
 /// Longest table, bytes: a million replicas fit.
 const TABLE_BYTES_MAX: u64 = 1 << 30;
 
+/// Flags of a replica.
+const TAIL_CLOSED: u8 = 1;
+const BROKEN: u8 = 2;
 /// Space reserved for a table at least, bytes.
 const SLOT_BYTES_MIN: u64 = 64 << 10;
 
@@ -44,6 +47,8 @@ pub(crate) struct TableReplica {
     pub(crate) log_start: i64,
     /// The next append starts a file, because bytes may lie behind the tail.
     pub(crate) tail_closed: bool,
+    /// Damage hides what the last entry was: nothing may be appended, at any later start either.
+    pub(crate) broken: bool,
     /// Behind the last entry; everything up to here is durable once the table is.
     pub(crate) tail: Place,
     /// Behind the last committed entry.
@@ -212,7 +217,7 @@ impl TableReplica {
         out.u64(self.hard.vote);
         out.u64(self.hard.commit);
         out.i64(self.log_start);
-        out.u8(u8::from(self.tail_closed));
+        out.u8((u8::from(self.tail_closed) * TAIL_CLOSED) | (u8::from(self.broken) * BROKEN));
         self.tail.encode(out);
         self.committed.encode(out);
         out.u32(self.files.len() as u32);
@@ -238,7 +243,7 @@ impl TableReplica {
             commit: reader.u64()?,
         };
         let log_start = reader.i64()?;
-        let tail_closed = reader.u8()? != 0;
+        let flags = reader.u8()?;
         let tail = Place::decode(reader)?;
         let committed = Place::decode(reader)?;
         let count = reader.count(Place::LEN + 17)?;
@@ -255,7 +260,8 @@ impl TableReplica {
             spec,
             hard,
             log_start,
-            tail_closed,
+            tail_closed: flags & TAIL_CLOSED != 0,
+            broken: flags & BROKEN != 0,
             tail,
             committed,
             files,

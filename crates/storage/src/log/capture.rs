@@ -48,6 +48,7 @@ impl Log {
                 hard: state.hard,
                 log_start: self.log_start(),
                 tail_closed: state.tail_closed,
+                broken: state.broken.is_some(),
                 tail: state.tail,
                 committed: state.committed,
                 files: listed.collect(),

@@ -327,7 +327,7 @@ impl<'a> Story<'a> {
             }
         }
         // Nothing can go on in it.
-        self.row.tail_closed |= self.row.tail.file == segment.id;
+        self.row.tail_closed |= next.is_none();
         let range = DamagedRange {
             pos: (0, u64::MAX),
             offsets: (
@@ -355,7 +355,7 @@ impl<'a> Story<'a> {
             producers_committed: producers,
             files,
             dead: Vec::new(),
-            broken: None,
+            broken: row.broken.then(broken_before),
         }
     }
 
@@ -412,9 +412,15 @@ impl<'a> Story<'a> {
             producers_committed: producers,
             files: segments,
             dead,
-            broken: outcome.broken,
+            broken: outcome.broken.or(self.row.broken.then(broken_before)),
         }
     }
+}
+
+/// Why a log is broken whose damage an earlier start met.
+fn broken_before() -> String {
+    "at an earlier start damage hid the last entry; it can't be proven without another replica"
+        .into()
 }
 
 /// Commit not beyond the last entry, term not below its (both make Raft panic). A raised term has no vote.
@@ -434,6 +440,7 @@ fn empty_row(spec: ReplicaSpec) -> TableReplica {
         hard: parts.hard,
         log_start: 0,
         tail_closed: false,
+        broken: false,
         tail: parts.tail,
         committed: parts.committed,
         files: Vec::new(),
