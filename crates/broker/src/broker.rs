@@ -22,7 +22,7 @@ use crate::listen::{self, Listener};
 use crate::metadata::backend::{Backend, Committed, METADATA_REPLICA, metadata_spec};
 use crate::metadata::frontend::Frontend;
 use crate::metadata::plan::Bounds;
-use crate::metadata::table::id_bytes;
+use crate::metadata::table::{FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, id_bytes};
 use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, Partition};
 use crate::shard::{Shards, Work};
@@ -346,6 +346,7 @@ async fn found(
         let found = Command::FoundCluster(pb::FoundCluster {
             cluster_id: Uuid::new_v4().to_string(),
             founded_at_ms: clock::now_ms(),
+            feature_level: FEATURE_LEVEL_MAX,
         });
         metadata.change("", |_| Ok(found)).await.map_err(refused)?;
     }
@@ -360,6 +361,9 @@ async fn found(
             broker_id: config.broker.id,
             rack: config.broker.rack.clone(),
             directory_id: id_bytes(directory),
+            feature_level_min: FEATURE_LEVEL_MIN,
+            feature_level_max: FEATURE_LEVEL_MAX,
+            ..pb::RegisterBroker::default()
         });
         metadata
             .change("", |_| Ok(register))

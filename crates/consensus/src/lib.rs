@@ -4,5 +4,6 @@
 mod message;
 
 pub use message::{
-    Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, NodeId, SnapshotMark, VoteReply,
+    Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, NodeId, SnapshotMark,
+    VoteReply,
 };

@@ -170,7 +170,11 @@ pub(super) fn topic_info(core: &Core, topic: &Topic) -> TopicInfo {
             let hosted = handle
                 .as_ref()
                 .and_then(|handle| handle.partition(number as i32).ok());
-            let brokers: Vec<i32> = replicas.iter().map(|replica| replica.broker).collect();
+            let brokers: Vec<i32> = replicas
+                .replicas
+                .iter()
+                .map(|replica| replica.broker)
+                .collect();
             PartitionInfo {
                 partition: number as i32,
                 leader_id: hosted.as_ref().map(|_| me),

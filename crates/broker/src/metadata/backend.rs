@@ -119,7 +119,7 @@ impl Backend {
     fn settle_unknown(&self, on_disk: &HashMap<ReplicaId, Arc<Log>>) {
         let tombstones = self.committed.table.read().tombstones().clone();
         for (replica, log) in on_disk {
-            if tombstones.contains(&replica.0) {
+            if tombstones.contains_key(&replica.0) {
                 self.bury(*replica);
             } else {
                 let spec = log.spec();
@@ -128,9 +128,13 @@ impl Backend {
                 self.committed.quarantined.fetch_add(1, Ordering::Relaxed);
             }
         }
+        // Those of other brokers are theirs to carry out.
         let gone = tombstones
             .into_iter()
-            .filter(|id| !on_disk.contains_key(&ReplicaId(*id)));
+            .filter(|(id, broker)| {
+                *broker == self.broker_id && !on_disk.contains_key(&ReplicaId(*id))
+            })
+            .map(|(id, _)| id);
         self.committed.buried.lock().extend(gone);
     }
 
@@ -197,7 +201,7 @@ impl Backend {
         let command = pb::MetadataCommand::decode(payload)
             .map_err(|error| Error::Metadata(format!("entry {index}: {error}")))?;
         self.committed.since_image.fetch_add(1, Ordering::Relaxed);
-        match self.committed.table.write().apply(&command) {
+        match self.committed.table.write().apply(index, &command) {
             Ok(effect) => {
                 if effect == Effect::Replaced {
                     self.committed.since_image.store(0, Ordering::Relaxed);
@@ -217,7 +221,9 @@ impl Backend {
     fn reconcile(&self, effect: Effect) -> Result<(), Error> {
         match effect {
             // Written by this broker from the table it has: an image changes nothing that is hosted.
-            Effect::None | Effect::Replaced => {}
+            Effect::None | Effect::Replaced | Effect::Broker { .. } => {}
+            // Partitions have one replica each, and it stays where it is.
+            Effect::Replicas { .. } => {}
             Effect::Grown(topic) => self.host(&topic, &mut HashMap::new())?,
             Effect::Configured(topic) => self.configure(&topic),
             Effect::Deleted(topic) => self.drop_topic(&topic),
@@ -234,9 +240,7 @@ impl Backend {
             known.unwrap_or_else(|| TopicHandle::new(topic.id, topic.name.clone(), config.clone()));
         let mut more = Vec::new();
         for number in handle.partition_count()..topic.partitions.len() {
-            let mine = topic.partitions[number]
-                .iter()
-                .find(|replica| replica.broker == self.broker_id);
+            let mine = topic.partitions[number].hosted_on(self.broker_id).next();
             let partition = match mine {
                 Some(replica) => {
                     let spec = ReplicaSpec {

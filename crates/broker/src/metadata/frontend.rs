@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::backend::{Committed, METADATA_REPLICA};
 use super::plan::{self, Bounds, PRODUCER_IDS_RESERVED};
-use super::table::Table;
+use super::table::{INDEX_UNKNOWN, Table};
 use crate::errors;
 use crate::partition::Directory;
 use crate::shard::{Shards, Work};
@@ -188,12 +188,15 @@ impl Frontend {
             command: Some(command),
             request_id: request.to_owned(),
         };
-        pipeline.ahead.apply(&command).map_err(|why| {
-            ApiError::new(
-                Reason::Internal,
-                format!("planned a change that does not fit: {why}"),
-            )
-        })?;
+        pipeline
+            .ahead
+            .apply(INDEX_UNKNOWN, &command)
+            .map_err(|why| {
+                ApiError::new(
+                    Reason::Internal,
+                    format!("planned a change that does not fit: {why}"),
+                )
+            })?;
         Ok(self.submit(pipeline, &command))
     }
 
@@ -204,7 +207,7 @@ impl Frontend {
             let table = self.committed.table.read();
             let mut buried = self.committed.buried.lock();
             // Kept until the table has forgotten them: this image may be refused.
-            buried.retain(|replica| table.tombstones().contains(replica));
+            buried.retain(|replica| table.tombstones().contains_key(replica));
             table.image(|replica| !buried.contains(&replica))
         };
         let image = pb::MetadataCommand {
@@ -212,7 +215,7 @@ impl Frontend {
             request_id: String::new(),
         };
         // What the broker made of its own table fits; if not, the next change finds the table stale.
-        pipeline.stale |= pipeline.ahead.apply(&image).is_err();
+        pipeline.stale |= pipeline.ahead.apply(INDEX_UNKNOWN, &image).is_err();
         drop(self.submit(pipeline, &image));
     }
 

@@ -3,6 +3,7 @@
 //! - `table` is pure: command in, new state out, the same on every replica.
 //! - `epochs` is the part of the table that says which producer epochs were granted.
 //! - `plan` is pure too: a caller's wish and a table in, a command or a typed error out.
+//! - `placement` says where replicas go: racks, levels, preferred leaders.
 //! - `frontend` puts the two behind the log: it checks against what is already proposed, proposes, waits.
 //! - `backend` follows the committed entries: table, local logs, directory.
 //!
@@ -12,6 +13,8 @@
 pub(crate) mod backend;
 mod epochs;
 pub(crate) mod frontend;
+#[allow(dead_code, reason = "what moves replicas uses the rest")]
+mod placement;
 pub(crate) mod plan;
 pub(crate) mod table;
 

@@ -1,3 +1,8 @@
+mod cluster;
+mod operations;
+mod placement;
+mod replicas;
+
 use std::collections::HashMap;
 
 use timberline_proto::error::Reason;
@@ -7,7 +12,7 @@ use uuid::Uuid;
 
 use super::epochs::EPOCHS_REMEMBERED;
 use super::plan::{self, Bounds, NewTopic};
-use super::table::{Effect, REQUESTS_REMEMBERED, Rejected, Table};
+use super::table::{Effect, INDEX_UNKNOWN as NEXT, REQUESTS_REMEMBERED, Rejected, Table};
 use crate::config::BrokerConfig;
 use crate::topic::config::Defaults;
 
@@ -34,6 +39,7 @@ fn founded() -> Table {
             Command::FoundCluster(pb::FoundCluster {
                 cluster_id: "c".into(),
                 founded_at_ms: 1,
+                ..Default::default()
             }),
         ),
         (
@@ -42,10 +48,11 @@ fn founded() -> Table {
                 broker_id: 1,
                 rack: "a".into(),
                 directory_id: super::table::id_bytes(Uuid::from_u128(9)),
+                ..Default::default()
             }),
         ),
     ] {
-        table.apply(&command(request, c)).unwrap();
+        table.apply(NEXT, &command(request, c)).unwrap();
     }
     table
 }
@@ -62,7 +69,7 @@ fn create(table: &mut Table, name: &str, partitions: i32) -> Result<Uuid, Option
         now_ms: 5,
     };
     let planned = plan::create_topic(table, &new, &bounds()).map_err(|error| error.reason)?;
-    table.apply(&command("", planned)).unwrap();
+    table.apply(NEXT, &command("", planned)).unwrap();
     Ok(id)
 }
 
@@ -75,26 +82,29 @@ fn a_topic_lives_grows_and_dies() {
         (topic.id, topic.partitions.len(), topic.replication_factor),
         (id, 3, 1)
     );
-    let replicas: Vec<u64> = topic.partitions.iter().map(|p| p[0].id).collect();
+    let replicas: Vec<u64> = topic.partitions.iter().map(|p| p.replicas[0].id).collect();
     assert_eq!(replicas, [1, 2, 3]);
 
     let grown = plan::add_partitions(&table, &topic, 5, &bounds()).unwrap();
-    table.apply(&command("", grown)).unwrap();
-    assert_eq!(table.topic(id).unwrap().partitions[4][0].id, 5);
+    table.apply(NEXT, &command("", grown)).unwrap();
+    assert_eq!(table.topic(id).unwrap().partitions[4].replicas[0].id, 5);
     assert_eq!(table.partition_count(), 5);
 
     let gone = plan::delete_topic(&topic).unwrap();
-    let effect = table.apply(&command("", gone.clone())).unwrap();
+    let effect = table.apply(NEXT, &command("", gone.clone())).unwrap();
     assert!(matches!(effect, Effect::Deleted(t) if t.partitions.len() == 5));
     assert_eq!(
-        table.tombstones().iter().copied().collect::<Vec<_>>(),
+        table.tombstones().keys().copied().collect::<Vec<_>>(),
         [1, 2, 3, 4, 5]
     );
-    assert_eq!(table.apply(&command("", gone)), Err(Rejected::UnknownTopic));
+    assert_eq!(
+        table.apply(NEXT, &command("", gone)),
+        Err(Rejected::UnknownTopic)
+    );
     // A recreated topic is another topic, with replicas of its own.
     let again = create(&mut table, "orders", 1).unwrap();
     assert_ne!(again, id);
-    assert_eq!(table.topic(again).unwrap().partitions[0][0].id, 6);
+    assert_eq!(table.topic(again).unwrap().partitions[0].replicas[0].id, 6);
 }
 
 #[test]
@@ -159,15 +169,15 @@ fn more_replicas_than_brokers_are_refused() {
 fn a_request_is_applied_once_and_remembered_within_a_bound() {
     let mut table = founded();
     let reserve = |next| Command::ReserveProducerIds(pb::ReserveProducerIds { next });
-    table.apply(&command("one", reserve(10))).unwrap();
+    table.apply(NEXT, &command("one", reserve(10))).unwrap();
     assert_eq!(
-        table.apply(&command("one", reserve(20))),
+        table.apply(NEXT, &command("one", reserve(20))),
         Err(Rejected::AppliedBefore)
     );
     assert_eq!(table.next_producer_id(), 10);
     for n in 0..REQUESTS_REMEMBERED {
         table
-            .apply(&command(&format!("r{n}"), reserve(30)))
+            .apply(NEXT, &command(&format!("r{n}"), reserve(30)))
             .unwrap();
     }
     assert_eq!(table.applied_request("one"), None);
@@ -179,8 +189,8 @@ fn a_request_is_applied_once_and_remembered_within_a_bound() {
 fn reservations_never_go_back() {
     let mut table = founded();
     let reserve = |next| Command::ReserveProducerIds(pb::ReserveProducerIds { next });
-    table.apply(&command("", reserve(2000))).unwrap();
-    table.apply(&command("", reserve(1000))).unwrap();
+    table.apply(NEXT, &command("", reserve(2000))).unwrap();
+    table.apply(NEXT, &command("", reserve(1000))).unwrap();
     assert_eq!(table.next_producer_id(), 2000);
 }
 
@@ -198,23 +208,26 @@ fn an_image_restores_the_table() {
         &bounds(),
     )
     .unwrap();
-    table.apply(&command("alter", alter)).unwrap();
+    table.apply(NEXT, &command("alter", alter)).unwrap();
     let delete = plan::delete_topic(table.topic(gone).unwrap()).unwrap();
-    table.apply(&command("delete", delete)).unwrap();
+    table.apply(NEXT, &command("delete", delete)).unwrap();
     for grant in [(7, 1), (3, 4), (7, 2)] {
-        table.apply(&command("", grant_epoch(grant))).unwrap();
+        table.apply(NEXT, &command("", grant_epoch(grant))).unwrap();
     }
 
     let mut restored = Table::default();
     let image = Command::Image(table.image(|_| true));
-    assert_eq!(restored.apply(&command("", image)), Ok(Effect::Replaced));
+    assert_eq!(
+        restored.apply(NEXT, &command("", image)),
+        Ok(Effect::Replaced)
+    );
     assert_eq!(restored, table);
     assert_eq!(restored.applied_request("delete"), Some(gone));
 
     let image = Command::Image(table.image(|replica| replica == 8));
-    restored.apply(&command("", image)).unwrap();
+    restored.apply(NEXT, &command("", image)).unwrap();
     assert_eq!(
-        restored.tombstones().iter().copied().collect::<Vec<_>>(),
+        restored.tombstones().keys().copied().collect::<Vec<_>>(),
         [8]
     );
     // Ids of replicas that are gone are not given again.
@@ -229,19 +242,19 @@ fn grant_epoch((producer_id, epoch): (i64, i32)) -> Command {
 fn an_epoch_is_granted_once() {
     let mut table = founded();
     let reserve = Command::ReserveProducerIds(pb::ReserveProducerIds { next: 1_000_000 });
-    table.apply(&command("", reserve)).unwrap();
+    table.apply(NEXT, &command("", reserve)).unwrap();
     let raise = |table: &mut Table, id, epoch| {
         let planned = plan::raise_epoch(table, id, epoch).map_err(|error| error.reason)?;
         let some = planned.is_some();
         if let Some(planned) = planned {
-            table.apply(&command("", planned)).unwrap();
+            table.apply(NEXT, &command("", planned)).unwrap();
         }
         Ok(some)
     };
     assert_eq!(raise(&mut table, 5, 0), Ok(true));
     assert_eq!(raise(&mut table, 5, 0), Err(Some(Reason::ProducerFenced)));
     assert_eq!(
-        table.apply(&command("", grant_epoch((5, 1)))),
+        table.apply(NEXT, &command("", grant_epoch((5, 1)))),
         Err(Rejected::EpochGranted)
     );
     assert_eq!(raise(&mut table, 5, 1), Ok(true));
@@ -311,10 +324,10 @@ fn configuration_is_changed_and_taken_back() {
         ],
     )
     .unwrap();
-    table.apply(&command("", set)).unwrap();
+    table.apply(NEXT, &command("", set)).unwrap();
     assert_eq!(table.topic(id).unwrap().config.len(), 2);
     let unset = plan(&table, &[change("retention.ms", None)]).unwrap();
-    table.apply(&command("", unset)).unwrap();
+    table.apply(NEXT, &command("", unset)).unwrap();
     assert_eq!(table.topic(id).unwrap().config.get("retention.ms"), None);
     for bad in [
         vec![],
@@ -334,7 +347,7 @@ fn commands_that_do_not_fit_change_nothing() {
     let id = super::table::id_bytes(Uuid::new_v4());
     let gap = pb::Partition {
         partition: 3,
-        replicas: vec![],
+        ..Default::default()
     };
     let bad = [
         Command::DeleteTopic(pb::DeleteTopic {
@@ -360,11 +373,11 @@ fn commands_that_do_not_fit_change_nothing() {
         }),
     ];
     for c in bad {
-        assert!(table.apply(&command("r", c)).is_err());
+        assert!(table.apply(NEXT, &command("r", c)).is_err());
         assert_eq!(table, before);
     }
     assert_eq!(
-        table.apply(&pb::MetadataCommand::default()),
+        table.apply(NEXT, &pb::MetadataCommand::default()),
         Err(Rejected::UnknownKind)
     );
 }

@@ -8,6 +8,7 @@ use timberline_proto::internal::{self as pb, metadata_command::Command};
 use timberline_proto::v1::{ConfigChange, TopicRef, topic_ref};
 use uuid::Uuid;
 
+use super::placement::Placement;
 use super::table::{Table, Topic, id_bytes, topic_id};
 use crate::topic::{config, name};
 
@@ -151,28 +152,51 @@ fn check_partitions(
     Ok(())
 }
 
-/// Places `count` new partitions from number `first`: replicas in turn over the brokers.
-fn place(table: &Table, first: usize, count: usize, factor: usize) -> Vec<pb::Partition> {
-    let brokers: Vec<i32> = table.brokers().keys().copied().collect();
+/// Places `count` new partitions from number `first` on active brokers.
+fn place(
+    table: &Table,
+    topic: Uuid,
+    first: usize,
+    count: usize,
+    factor: usize,
+) -> Vec<pb::Partition> {
+    let mut placement = Placement::of(table, |_, broker| broker.is_active());
     let mut next_replica = table.next_replica_id();
     (first..first + count)
         .map(|number| {
-            let replicas = (0..factor.min(brokers.len()))
-                .map(|rank| {
-                    let replica_id = next_replica;
-                    next_replica += 1;
-                    pb::Replica {
-                        replica_id,
-                        broker_id: brokers[(number + rank) % brokers.len()],
-                    }
+            let brokers = placement.place(topic, factor);
+            let replicas = brokers.into_iter().zip(next_replica..);
+            let replicas: Vec<pb::Replica> = replicas
+                .map(|(broker_id, replica_id)| pb::Replica {
+                    replica_id,
+                    broker_id,
+                    lost: false,
                 })
                 .collect();
+            next_replica += replicas.len() as u64;
             pb::Partition {
                 partition: number as i32,
                 replicas,
+                ..pb::Partition::default()
             }
         })
         .collect()
+}
+
+/// Brokers that may get new replicas.
+pub(crate) fn active_brokers(table: &Table) -> usize {
+    let brokers = table.brokers().values();
+    brokers.filter(|broker| broker.is_active()).count()
+}
+
+/// `INVALID_REPLICATION_FACTOR`.
+fn too_few_brokers(factor: i32, active: usize) -> ApiError {
+    ApiError::new(
+        Reason::InvalidReplicationFactor,
+        format!("replication factor {factor} with {active} active broker(s)"),
+    )
+    .with("brokers", active)
+    .with_field("replication_factor")
 }
 
 /// The command that creates a topic.
@@ -199,21 +223,11 @@ pub(crate) fn create_topic(
             .with_field("name"));
     }
     check_partitions(new.partitions, 0, table, bounds)?;
-    let brokers = table.brokers().len();
+    let active = active_brokers(table);
     let factor = match usize::try_from(new.replication_factor) {
-        Ok(0) => brokers.min(3),
-        Ok(factor) if factor <= brokers => factor,
-        _ => {
-            return Err(ApiError::new(
-                Reason::InvalidReplicationFactor,
-                format!(
-                    "replication factor {} with {brokers} broker(s)",
-                    new.replication_factor
-                ),
-            )
-            .with("brokers", brokers)
-            .with_field("replication_factor"));
-        }
+        Ok(0) if active > 0 => active.min(3),
+        Ok(factor @ 1..) if factor <= active => factor,
+        _ => return Err(too_few_brokers(new.replication_factor, active)),
     };
     if new.config.len() > CONFIG_CHANGES_MAX {
         return Err(ApiError::invalid("config", "too many configuration keys"));
@@ -224,7 +238,7 @@ pub(crate) fn create_topic(
     Ok(Command::CreateTopic(pb::CreateTopic {
         name: new.name.to_owned(),
         topic_id: id_bytes(new.id),
-        partitions: place(table, 0, new.partitions as usize, factor),
+        partitions: place(table, new.id, 0, new.partitions as usize, factor),
         replication_factor: factor as i32,
         config: new.config.clone(),
         created_at_ms: new.now_ms,
@@ -288,7 +302,8 @@ pub(crate) fn delete_topic(topic: &Topic) -> Result<Command, ApiError> {
 /// The command that raises a topic's number of partitions to `total`.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT` when it would not grow or grows beyond the bounds.
+/// `INVALID_ARGUMENT` when it would not grow or grows beyond the bounds, `INVALID_REPLICATION_FACTOR` when fewer brokers are
+/// active than it has replicas.
 pub(crate) fn add_partitions(
     table: &Table,
     topic: &Topic,
@@ -305,9 +320,13 @@ pub(crate) fn add_partitions(
         ));
     }
     let factor = usize::try_from(topic.replication_factor).unwrap_or(1);
+    let active = active_brokers(table);
+    if factor > active {
+        return Err(too_few_brokers(topic.replication_factor, active));
+    }
     Ok(Command::AddPartitions(pb::AddPartitions {
         topic_id: id_bytes(topic.id),
-        partitions: place(table, existing, total - existing, factor),
+        partitions: place(table, topic.id, existing, total - existing, factor),
     }))
 }
 
