@@ -74,6 +74,20 @@ reasons! {
     InvalidConfig = "INVALID_CONFIG", InvalidArgument, false, "See the keys with `timberline topic config`.";
     /// More replicas asked for than there are brokers.
     InvalidReplicationFactor = "INVALID_REPLICATION_FACTOR", InvalidArgument, false, "Ask for at most as many replicas as there are brokers.";
+    /// No broker of this id is registered.
+    UnknownBroker = "UNKNOWN_BROKER", NotFound, false, "See the brokers with `timberline cluster brokers`.";
+    /// Another broker with this id lives.
+    BrokerIdInUse = "BROKER_ID_IN_USE", FailedPrecondition, false, "Give each broker an id of its own, or stop the other one first.";
+    /// The broker is draining, being decommissioned, or in another state that the call does not fit.
+    BrokerState = "BROKER_STATE", FailedPrecondition, false, "See the brokers' states with `timberline cluster brokers`; `timberline broker undrain` makes one active again.";
+    /// Too few other brokers are active to take the replicas.
+    NotEnoughBrokers = "NOT_ENOUGH_BROKERS", FailedPrecondition, false, "Add a broker first, or undrain one.";
+    /// The partition's replicas are being moved already.
+    ReassignmentInProgress = "REASSIGNMENT_IN_PROGRESS", FailedPrecondition, false, "Wait for the move to end, or cancel it.";
+    /// The replica has not caught up, or its broker is not connected: it can't lead.
+    NotInSync = "NOT_IN_SYNC", FailedPrecondition, true, "Wait until the replica is in sync; see `timberline topic describe`.";
+    /// No operation of this id is known.
+    UnknownOperation = "UNKNOWN_OPERATION", NotFound, false, "The last hundred that ended are remembered; list them with `timberline cluster operations`.";
     /// The batch or record is larger than the topic's `max.message.bytes`.
     RecordTooLarge = "RECORD_TOO_LARGE", InvalidArgument, false, "Send smaller records, or raise the topic's max.message.bytes.";
     /// The batch fails its checksum or its structure is wrong.

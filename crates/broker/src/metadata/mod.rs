@@ -3,7 +3,8 @@
 //! - `table` is pure: command in, new state out, the same on every replica.
 //! - `epochs` is the part of the table that says which producer epochs were granted.
 //! - `plan` is pure too: a caller's wish and a table in, a command or a typed error out.
-//! - `placement` says where replicas go: racks, levels, preferred leaders.
+//! - `placement` says where replicas go: racks, levels, preferred leaders. `moves` says which should be elsewhere,
+//!   `leaders` who should lead, and what stopping a broker would cost. All of them pure.
 //! - `frontend` puts the two behind the log: it checks against what is already proposed, proposes, waits.
 //! - `backend` follows the committed entries: table, local logs, directory.
 //!
@@ -13,7 +14,16 @@
 pub(crate) mod backend;
 mod epochs;
 pub(crate) mod frontend;
-#[allow(dead_code, reason = "what moves replicas uses the rest")]
+#[allow(
+    dead_code,
+    reason = "the controller of a cluster of several brokers acts on it"
+)]
+pub(crate) mod leaders;
+#[allow(
+    dead_code,
+    reason = "the controller of a cluster of several brokers acts on it"
+)]
+pub(crate) mod moves;
 mod placement;
 pub(crate) mod plan;
 pub(crate) mod table;

@@ -189,6 +189,18 @@ impl Placement {
         self.count(topic, to, leads, 1);
     }
 
+    /// Counts another broker as a partition's preferred leader.
+    pub(crate) fn lead(&mut self, topic: Uuid, from: i32, to: i32) {
+        for (broker, leads, by) in [
+            (from, true, -1),
+            (from, false, 1),
+            (to, false, -1),
+            (to, true, 1),
+        ] {
+            self.count(topic, broker, leads, by);
+        }
+    }
+
     /// Replicas in each domain.
     pub(crate) fn spread(&self, brokers: &[i32]) -> Vec<usize> {
         let mut spread = vec![0; self.racks.len()];

@@ -1,5 +1,9 @@
 //! From a caller's wish and a table to a command, or to the reason why not. Pure: ids and times come in.
 
+mod brokers;
+mod operations;
+mod partitions;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -11,6 +15,15 @@ use uuid::Uuid;
 use super::placement::Placement;
 use super::table::{Table, Topic, id_bytes, topic_id};
 use crate::topic::{config, name};
+
+pub(crate) use brokers::{
+    Registration, begin_decommission, begin_drain, known_broker, raise_feature_level,
+    register_broker, remove_broker, undrain,
+};
+pub(crate) use operations::{cancel, known_operation, remaining, settle};
+pub(crate) use partitions::{
+    MovePartition, begin_balance, finish_reassign, move_partition, replace, turn_back,
+};
 
 /// Longest request id, in bytes.
 pub(crate) const REQUEST_ID_LEN_MAX: usize = 64;

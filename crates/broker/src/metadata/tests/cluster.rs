@@ -1,11 +1,12 @@
 //! A table that commands are applied to as the log would.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use timberline_proto::internal::{self as pb, metadata_command::Command};
 use uuid::Uuid;
 
 use super::bounds;
+use crate::metadata::moves::{self, Move, View};
 use crate::metadata::plan::{self, NewTopic};
 use crate::metadata::table::{BrokerState, Effect, Partition, Rejected, Table, id_bytes};
 
@@ -116,5 +117,62 @@ impl Cluster {
         };
         assert_eq!(restored.apply(1, &image), Ok(Effect::Replaced));
         assert_eq!(restored, self.table);
+    }
+}
+
+/// What lives and what is gone.
+#[derive(Clone, Default)]
+pub(super) struct Liveness {
+    pub(super) live: BTreeSet<i32>,
+    pub(super) gone: BTreeSet<i32>,
+}
+
+impl Liveness {
+    pub(super) fn view(&self) -> View<'_> {
+        View {
+            live: &self.live,
+            gone: &self.gone,
+        }
+    }
+
+    pub(super) fn kill(&mut self, id: i32) {
+        self.live.remove(&id);
+        self.gone.insert(id);
+    }
+}
+
+impl Cluster {
+    /// Everybody lives.
+    pub(super) fn all_live(&self) -> Liveness {
+        Liveness {
+            live: self.table.brokers().keys().copied().collect(),
+            gone: BTreeSet::new(),
+        }
+    }
+
+    /// Begins the moves given, and finishes them.
+    pub(super) fn carry_out(&mut self, moves: &[Move]) {
+        for one in moves {
+            let command = plan::replace(&self.table, one, None).expect("the move fits");
+            self.apply(command).unwrap();
+        }
+        for one in moves {
+            self.finish(one.topic, one.partition).unwrap();
+        }
+    }
+
+    /// Repairs until nothing is to be repaired; the moves that it took.
+    pub(super) fn heal(&mut self, liveness: &Liveness) -> Vec<Move> {
+        let mut all = Vec::new();
+        loop {
+            let moves = moves::moves(&self.table, liveness.view());
+            if moves.is_empty() {
+                return all;
+            }
+            assert!(moves.len() <= moves::MOVES_MAX);
+            self.carry_out(&moves);
+            all.extend(moves);
+            assert!(all.len() < 10_000, "healing does not end");
+        }
     }
 }

@@ -1,4 +1,6 @@
 mod cluster;
+mod leaders;
+mod moves;
 mod operations;
 mod placement;
 mod replicas;

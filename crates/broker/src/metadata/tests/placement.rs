@@ -10,7 +10,7 @@ use crate::metadata::placement::{Placement, majority};
 use crate::metadata::table::{BrokerState, Table};
 
 /// Largest minus smallest.
-fn width(counts: impl Iterator<Item = usize> + Clone) -> usize {
+pub(super) fn width(counts: impl Iterator<Item = usize> + Clone) -> usize {
     counts.clone().max().unwrap_or(0) - counts.min().unwrap_or(0)
 }
 
@@ -21,7 +21,7 @@ fn racks_of(sizes: &[usize]) -> Vec<String> {
         .collect()
 }
 
-fn cluster(sizes: &[usize]) -> Cluster {
+pub(super) fn cluster(sizes: &[usize]) -> Cluster {
     let racks = racks_of(sizes);
     Cluster::new(&racks.iter().map(String::as_str).collect::<Vec<_>>())
 }
@@ -41,6 +41,8 @@ pub(super) fn spreads(table: &Table) -> Vec<BTreeMap<String, usize>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_rack_has_a_majority_where_three_exist(
         sizes in prop::collection::vec(1usize..5, 3..6),
