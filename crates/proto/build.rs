@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "timberline/v1/metadata.proto",
         "timberline/v1/admin.proto",
         "timberline/internal/v1/metadata.proto",
+        "timberline/internal/v1/peer.proto",
     ];
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -108,6 +108,18 @@ reasons! {
     HandshakeRequired = "HANDSHAKE_REQUIRED", FailedPrecondition, false, "Send a hello first, once.";
     /// The peer's protocol version is not supported.
     UnsupportedVersion = "UNSUPPORTED_VERSION", FailedPrecondition, false, "Upgrade the older side.";
+    /// A broker of another cluster.
+    WrongCluster = "WRONG_CLUSTER", FailedPrecondition, false, "Point the seeds at brokers of this cluster; a data directory never changes its cluster.";
+    /// The cluster has no broker of this id.
+    UnknownBroker = "UNKNOWN_BROKER", NotFound, false, "See the brokers with `timberline cluster brokers`.";
+    /// Another data directory is registered, or connected, under this broker id.
+    DuplicateBroker = "DUPLICATE_BROKER", AlreadyExists, false, "Give each broker an id and a data directory of its own.";
+    /// The broker that was dialed is not the one that was meant.
+    WrongReceiver = "WRONG_RECEIVER", FailedPrecondition, true, "Check listen.peer_advertise of the broker that was meant: its address leads elsewhere.";
+    /// A message between brokers breaks its format.
+    MalformedMessage = "MALFORMED_MESSAGE", InvalidArgument, false, "The network or the sender damaged it; look into the sender's log.";
+    /// Another broker can't be reached.
+    PeerUnreachable = "PEER_UNREACHABLE", Unavailable, true, "See whether it runs and its peer listener can be reached; `timberline cluster brokers` shows both.";
     /// This part is not built yet.
     NotSupported = "NOT_SUPPORTED", Unimplemented, false, "See the limits in the README.";
     /// The call took too long; its outcome is unknown.

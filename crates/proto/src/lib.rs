@@ -6,16 +6,24 @@
 
 pub mod error;
 
-/// The client-facing API, package `timberline.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
-pub mod v1 {
-    tonic::include_proto!("timberline.v1");
-}
+pub use packages::internal::v1 as internal;
+pub use packages::v1;
 
-/// What brokers write for themselves, package `timberline.internal.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
-pub mod internal {
-    tonic::include_proto!("timberline.internal.v1");
+/// Modules nested as the packages are: generated code names its neighbours by `super`.
+mod packages {
+    /// The client-facing API, package `timberline.v1`.
+    #[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+    pub mod v1 {
+        tonic::include_proto!("timberline.v1");
+    }
+
+    pub(super) mod internal {
+        /// What brokers write for themselves and say to each other, package `timberline.internal.v1`.
+        #[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+        pub mod v1 {
+            tonic::include_proto!("timberline.internal.v1");
+        }
+    }
 }
 
 /// The encoded `FileDescriptorSet` of all files in `/proto`, for server reflection.
