@@ -53,6 +53,18 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "HOST:PORT")]
     grpc_advertise: Option<String>,
 
+    /// Peer listeners of the brokers that found the cluster, or of some of the cluster to join [default: found one of its own].
+    #[arg(long, value_name = "HOST:PORT,…")]
+    seeds: Option<String>,
+
+    /// Where other brokers are listened for [default: 127.0.0.1:7072]; port 0 takes a free one.
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    peer_listen: Option<SocketAddr>,
+
+    /// What other brokers are told to connect to [default: the address listened on].
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
+
     /// Where probes and metrics are listened for [default: 127.0.0.1:7073].
     #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
     http_listen: Option<SocketAddr>,
@@ -77,15 +89,6 @@ pub(crate) struct ServerArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Not built yet (refused)")]
 struct LaterArgs {
-    /// Brokers of a cluster to join.
-    #[arg(long, value_name = "HOST:PORT,…")]
-    seeds: Option<String>,
-    /// Where other brokers are listened for.
-    #[arg(long, value_name = "IP:PORT")]
-    peer_listen: Option<String>,
-    /// What other brokers are told to connect to.
-    #[arg(long, value_name = "HOST:PORT")]
-    peer_advertise: Option<String>,
     /// Where Kafka's protocol is listened for.
     #[arg(long, value_name = "IP:PORT")]
     kafka_listen: Option<String>,
@@ -112,17 +115,6 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 impl LaterArgs {
     fn refuse(&self) -> Result<(), Failure> {
         let flags = [
-            ("--seeds", &self.seeds, "a cluster of several brokers"),
-            (
-                "--peer-listen",
-                &self.peer_listen,
-                "a cluster of several brokers",
-            ),
-            (
-                "--peer-advertise",
-                &self.peer_advertise,
-                "a cluster of several brokers",
-            ),
             ("--kafka-listen", &self.kafka_listen, "Kafka's protocol"),
             (
                 "--kafka-advertise",
@@ -147,6 +139,9 @@ pub(crate) fn run(args: &ServerArgs) -> Result<(), Failure> {
         rack: args.rack.clone(),
         grpc_listen: args.grpc_listen,
         grpc_advertise: args.grpc_advertise.clone(),
+        peer_listen: args.peer_listen,
+        peer_advertise: args.peer_advertise.clone(),
+        seeds: args.seeds.clone(),
         http_listen: args.http_listen,
         set: args.set.clone(),
     };

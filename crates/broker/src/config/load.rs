@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::nearest::nearest;
 use super::schema::{self, BrokerConfig, SetError};
+use super::setting::is_host_port;
 
 /// Why there is no configuration. The text names key, place and, for an unknown key, the nearest valid one.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,12 @@ pub struct Overrides {
     pub grpc_listen: Option<SocketAddr>,
     /// `--grpc-advertise`
     pub grpc_advertise: Option<String>,
+    /// `--peer-listen`
+    pub peer_listen: Option<SocketAddr>,
+    /// `--peer-advertise`
+    pub peer_advertise: Option<String>,
+    /// `--seeds`, separated by commas
+    pub seeds: Option<String>,
     /// `--http-listen`
     pub http_listen: Option<SocketAddr>,
     /// Any other key as `section.key` and its value as text.
@@ -144,7 +151,7 @@ pub(super) fn apply_file(
     Ok(())
 }
 
-/// A scalar as an owned value; tables and arrays, which no key takes, keep only their kind.
+/// A value that a key can take, owned; tables, which no key takes, keep only their kind.
 fn plain_value(value: &DeValue<'_>) -> toml::Value {
     match value {
         DeValue::String(text) => toml::Value::String(text.to_string()),
@@ -156,7 +163,12 @@ fn plain_value(value: &DeValue<'_>) -> toml::Value {
         DeValue::Boolean(truth) => toml::Value::Boolean(*truth),
         DeValue::Float(number) => toml::Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Datetime(time) => toml::Value::Datetime(*time),
-        DeValue::Array(_) => toml::Value::Array(Vec::new()),
+        DeValue::Array(items) => toml::Value::Array(
+            items
+                .iter()
+                .map(|item| plain_value(item.get_ref()))
+                .collect(),
+        ),
         DeValue::Table(_) => toml::Value::Table(toml::Table::new()),
     }
 }
@@ -219,6 +231,17 @@ fn apply_overrides(config: &mut BrokerConfig, overrides: &Overrides) -> Result<(
         "--http-listen",
         overrides.http_listen.map(|v| v.to_string()),
     )?;
+    set(
+        "listen.peer",
+        "--peer-listen",
+        overrides.peer_listen.map(|v| v.to_string()),
+    )?;
+    set(
+        "listen.peer_advertise",
+        "--peer-advertise",
+        overrides.peer_advertise.clone(),
+    )?;
+    set("cluster.seeds", "--seeds", overrides.seeds.clone())?;
     for (path, text) in &overrides.set {
         set(path, &format!("flag for {path}"), Some(text.clone()))?;
     }
@@ -279,6 +302,7 @@ fn unknown(section: &str, key: Option<&str>, place: String) -> ConfigError {
 fn check(config: &BrokerConfig) -> Result<(), ConfigError> {
     for (key, address) in [
         ("listen.grpc", config.listen.grpc),
+        ("listen.peer", config.listen.peer),
         ("listen.http", config.listen.http),
     ] {
         if !address.ip().is_loopback() && !config.listen.insecure {
@@ -311,14 +335,26 @@ fn check(config: &BrokerConfig) -> Result<(), ConfigError> {
                 .to_owned(),
         });
     }
-    let advertise = &config.listen.grpc_advertise;
-    let has_port = advertise
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
-    if !advertise.is_empty() && !has_port {
+    for (key, advertise) in [
+        ("listen.grpc_advertise", &config.listen.grpc_advertise),
+        ("listen.peer_advertise", &config.listen.peer_advertise),
+    ] {
+        if !advertise.is_empty() && !is_host_port(advertise) {
+            return Err(ConfigError::Conflict {
+                key,
+                message: format!("`{advertise}` is not HOST:PORT"),
+            });
+        }
+    }
+    let cluster = &config.cluster;
+    if cluster.heartbeat_interval >= cluster.election_timeout {
         return Err(ConfigError::Conflict {
-            key: "listen.grpc_advertise",
-            message: format!("`{advertise}` is not HOST:PORT"),
+            key: "cluster.heartbeat_interval",
+            message: format!(
+                "{} is not shorter than cluster.election_timeout, {}: followers would replace a healthy leader between \
+                 two of its beats. A third of the timeout is right",
+                cluster.heartbeat_interval, cluster.election_timeout
+            ),
         });
     }
     Ok(())

@@ -14,10 +14,10 @@ pub use load::{ConfigError, Overrides, load};
 pub(crate) use nearest::nearest;
 pub use reference::{default_file, explain, reference_markdown};
 pub use schema::{
-    BrokerConfig, BrokerSection, Key, LimitsSection, ListenSection, LogSection, LoggingSection,
-    ShutdownSection, StorageSection, keys,
+    BrokerConfig, BrokerSection, ClusterSection, Key, LimitsSection, ListenSection, LogSection,
+    LoggingSection, ShutdownSection, StorageSection, keys,
 };
-pub use setting::{LogFormat, Maybe, Setting};
+pub use setting::{HostPorts, LogFormat, Maybe, Setting};
 pub use units::{ByteSize, Span};
 
 #[cfg(test)]

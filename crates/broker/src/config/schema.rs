@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use super::setting::{LogFormat, Maybe, Setting};
+use super::setting::{HostPorts, LogFormat, Maybe, Setting};
 use super::units::{ByteSize, Span};
 
 /// What the reference, `explain` and the error messages know about one key.
@@ -165,12 +165,30 @@ sections! {
         sync_threads: usize = 8, 1 => 256;
     }
 
+    /// The cluster and how its brokers watch each other.
+    cluster: ClusterSection {
+        /// Peer listeners of the brokers that found the cluster, or through which this one joins it; the same list for all of them. Empty: found a cluster of one broker.
+        seeds: HostPorts = HostPorts::default();
+        /// A leader that was silent for this long is replaced.
+        election_timeout: Span = Span(300), Span(50) => Span(60 * SECOND);
+        /// How often a leader says that it is there. Must be shorter than election_timeout; a third of it is right.
+        heartbeat_interval: Span = Span(100), Span(10) => Span(20 * SECOND);
+        /// The replicas of a broker that was gone for this long are rebuilt on others.
+        replacement_after: Span = Span(300 * SECOND), Span(SECOND) => Span(CENTURY);
+        /// Bytes that this broker sends each second, at most, to build replicas elsewhere.
+        transfer_rate: ByteSize = ByteSize(64 * MIB), ByteSize(64 * KIB) => ByteSize(TIB);
+    }
+
     /// Addresses to listen on.
     listen: ListenSection {
         /// The clients' gRPC listener. Port 0: one that is free.
         grpc: SocketAddr = loopback(7071);
         /// HOST:PORT that clients are told to use for gRPC. Empty: the address listened on.
         grpc_advertise: String = String::new();
+        /// The listener for other brokers. Port 0: one that is free.
+        peer: SocketAddr = loopback(7072);
+        /// HOST:PORT that other brokers are told to use. Empty: the address listened on.
+        peer_advertise: String = String::new();
         /// HTTP listener for probes and metrics.
         http: SocketAddr = loopback(7073);
         /// Allows listeners that are not loopback although they have no TLS: everybody who reaches the port may read and write.

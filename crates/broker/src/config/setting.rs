@@ -130,6 +130,67 @@ impl Setting for Span {
     }
 }
 
+/// Most addresses in one list.
+const ADDRESSES_MAX: usize = 64;
+
+/// Whether a text is HOST:PORT with a port that can be dialed.
+pub(super) fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+/// A list of HOST:PORT; as a text, separated by commas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostPorts(
+    /// The addresses as written; names are resolved when they are dialed.
+    pub Vec<String>,
+);
+
+impl HostPorts {
+    fn new<'a>(addresses: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let mut list = Vec::new();
+        for address in addresses.map(str::trim).filter(|text| !text.is_empty()) {
+            if !is_host_port(address) {
+                return Err(format!("`{address}` is not HOST:PORT"));
+            }
+            if list.len() == ADDRESSES_MAX {
+                return Err(format!("more than {ADDRESSES_MAX} addresses"));
+            }
+            list.push(address.to_owned());
+        }
+        Ok(HostPorts(list))
+    }
+}
+
+impl Setting for HostPorts {
+    const TYPE: &'static str = "list of HOST:PORT";
+    fn from_text(text: &str) -> Result<Self, String> {
+        HostPorts::new(text.split(','))
+    }
+    fn to_toml(&self) -> String {
+        let items: Vec<String> = self.0.iter().map(|text| quoted(text)).collect();
+        format!("[{}]", items.join(", "))
+    }
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::String(text) => Self::from_text(text),
+            toml::Value::Array(items) => {
+                let texts: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
+                HostPorts::new(
+                    texts
+                        .ok_or_else(|| format!("expected a {} in quotes", Self::TYPE))?
+                        .into_iter(),
+                )
+            }
+            other => Err(format!(
+                "expected a {}, found a {}",
+                Self::TYPE,
+                other.type_str()
+            )),
+        }
+    }
+}
+
 /// A bound that may be absent, written `"none"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maybe<T>(

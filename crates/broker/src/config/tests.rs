@@ -72,6 +72,36 @@ fn values_carry_units() {
 }
 
 #[test]
+fn seeds_are_a_list_in_the_file_and_separated_by_commas_elsewhere() {
+    let expected = HostPorts(vec!["a:7072".to_owned(), "[::1]:7072".to_owned()]);
+    let file = from_text("[cluster]\nseeds = ['a:7072', '[::1]:7072']\n").unwrap();
+    assert_eq!(file.cluster.seeds, expected);
+    let overrides = Overrides {
+        seeds: Some("a:7072, [::1]:7072".to_owned()),
+        ..Overrides::default()
+    };
+    let flags = load(None, [], &overrides).unwrap();
+    assert_eq!(flags.cluster.seeds, expected);
+    refused(
+        "[cluster]\nseeds = ['a']\n",
+        &["broker.toml:2", "cluster.seeds", "HOST:PORT"],
+    );
+    refused(
+        "[cluster]\nseeds = [7072]\n",
+        &["cluster.seeds", "in quotes"],
+    );
+    refused(
+        "[cluster]\nseeds = 7072\n",
+        &["cluster.seeds", "found a integer"],
+    );
+    let many = vec!["'a:1'"; 65].join(",");
+    refused(
+        &format!("[cluster]\nseeds = [{many}]\n"),
+        &["cluster.seeds", "more than 64"],
+    );
+}
+
+#[test]
 fn every_printed_value_parses_to_itself() {
     for size in [
         0,
@@ -136,6 +166,15 @@ fn an_open_listener_without_tls_needs_consent() {
         error.contains("listen.grpc") && error.contains("insecure"),
         "{error}"
     );
+    let peers = Overrides {
+        peer_listen: Some("0.0.0.0:7072".parse().unwrap()),
+        ..Overrides::default()
+    };
+    let error = load(None, [], &peers).unwrap_err().to_string();
+    assert!(
+        error.contains("listen.peer") && error.contains("insecure"),
+        "{error}"
+    );
     let consent = [("TIMBERLINE_LISTEN__INSECURE".to_owned(), "true".to_owned())];
     load(None, consent, &overrides).unwrap();
 }
@@ -168,6 +207,24 @@ fn values_that_contradict_each_other_are_refused() {
             .contains("HOST:PORT")
     );
     assert!(set(&[("listen.grpc_advertise", "broker-1.local:7071")]).is_ok());
+    assert!(
+        set(&[("listen.peer_advertise", "broker-1:0")])
+            .unwrap_err()
+            .contains("listen.peer_advertise")
+    );
+    let late = set(&[("cluster.heartbeat_interval", "300ms")]).unwrap_err();
+    assert!(
+        late.contains("cluster.heartbeat_interval")
+            && late.contains("300ms is not shorter than cluster.election_timeout, 300ms"),
+        "{late}"
+    );
+    assert!(
+        set(&[
+            ("cluster.election_timeout", "1s"),
+            ("cluster.heartbeat_interval", "300ms")
+        ])
+        .is_ok()
+    );
     assert!(set(&[("nonsense", "1")]).unwrap_err().contains("nonsense"));
 }
 

@@ -23,13 +23,7 @@ fn an_unreachable_broker() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_with_exit_code_2() {
-    for flag in [
-        "--seeds",
-        "--peer-listen",
-        "--peer-advertise",
-        "--kafka-listen",
-        "--kafka-advertise",
-    ] {
+    for flag in ["--kafka-listen", "--kafka-advertise"] {
         alone(["server", flag, "127.0.0.1:1"]).fails(2, &[flag, "not built yet", "NOT_BUILT"]);
     }
     for words in [
