@@ -40,6 +40,7 @@ mod listen;
 mod metadata;
 mod metrics;
 mod partition;
+mod peer;
 mod shard;
 mod topic;
 

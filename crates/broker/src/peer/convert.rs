@@ -1,0 +1,284 @@
+//! Envelopes to wire messages and back. The way back trusts nothing (INV-11): counts are bounded before anything is
+//! decoded, headers and payloads must pass their checksums, so that what a shard appends is what the leader sent.
+
+use bytes::Bytes;
+use prost::Message;
+use timberline_consensus::{
+    Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, SnapshotMark, VoteReply,
+};
+use timberline_proto::error::{ApiError, Reason};
+use timberline_proto::internal::{self as pb, raft_message::Body as Wire};
+use timberline_storage::{FRAME_HEADER_LEN, FrameHeader};
+
+use super::limits::{BATCH_FRAMES, BATCH_LEADERSHIPS, BATCH_MESSAGES};
+
+// Field numbers of `peer.proto` that the bounds are counted by.
+const BATCH_MESSAGE: u64 = 1;
+const BATCH_LEADERSHIP: u64 = 2;
+const MESSAGE_APPEND: u64 = 9;
+const APPEND_FRAME: u64 = 4;
+
+pub(super) fn malformed(why: impl Into<String>) -> ApiError {
+    ApiError::new(Reason::MalformedMessage, why)
+}
+
+/// An envelope as it goes out; payloads go by reference.
+pub(super) fn to_wire(envelope: Envelope) -> pb::RaftMessage {
+    let body = match envelope.body {
+        Body::PreVote(candidacy) => Wire::PreVote(candidacy_to_wire(candidacy)),
+        Body::PreVoteReply(reply) => Wire::PreVoteReply(vote_to_wire(reply)),
+        Body::Vote(candidacy) => Wire::Vote(candidacy_to_wire(candidacy)),
+        Body::VoteReply(reply) => Wire::VoteReply(vote_to_wire(reply)),
+        Body::Append(append) => Wire::Append(pb::Append {
+            prev_index: append.prev_index,
+            prev_term: append.prev_term,
+            commit: append.commit,
+            frames: append
+                .frames
+                .into_iter()
+                .map(|frame| pb::Frame {
+                    header: Bytes::copy_from_slice(&frame.header.encode()),
+                    payload: frame.payload,
+                })
+                .collect(),
+        }),
+        Body::AppendReply(reply) => Wire::AppendReply(pb::AppendReply {
+            index: reply.index,
+            refused: reply.refused.map(|mismatch| pb::Mismatch {
+                hint: mismatch.hint,
+                hint_term: mismatch.hint_term,
+            }),
+            commit: reply.commit,
+        }),
+        Body::Beat { commit } => Wire::Beat(pb::Beat { commit }),
+        Body::BeatReply { commit } => Wire::BeatReply(pb::Beat { commit }),
+        Body::TimeoutNow => Wire::TimeoutNow(pb::TimeoutNow {}),
+        Body::Snapshot(mark) => Wire::Snapshot(pb::SnapshotMark {
+            index: mark.index,
+            term: mark.term,
+            membership: mark.membership,
+        }),
+    };
+    pb::RaftMessage {
+        group: envelope.group,
+        from: envelope.from,
+        to: envelope.to,
+        term: envelope.term,
+        body: Some(body),
+    }
+}
+
+/// The envelope that a message holds.
+///
+/// # Errors
+/// `MALFORMED_MESSAGE`: no body, nobody as sender or receiver, a frame that is not whole or not next.
+pub(super) fn from_wire(message: pb::RaftMessage) -> Result<Envelope, ApiError> {
+    if message.from == 0 || message.to == 0 {
+        return Err(malformed("a message from or to nobody"));
+    }
+    let body = match message
+        .body
+        .ok_or_else(|| malformed("a message without a body, or of an unknown kind"))?
+    {
+        Wire::PreVote(candidacy) => Body::PreVote(candidacy_from_wire(&candidacy)),
+        Wire::PreVoteReply(reply) => Body::PreVoteReply(vote_from_wire(&reply)),
+        Wire::Vote(candidacy) => Body::Vote(candidacy_from_wire(&candidacy)),
+        Wire::VoteReply(reply) => Body::VoteReply(vote_from_wire(&reply)),
+        Wire::Append(append) => Body::Append(append_from_wire(append)?),
+        Wire::AppendReply(reply) => Body::AppendReply(AppendReply {
+            index: reply.index,
+            refused: reply.refused.map(|mismatch| Mismatch {
+                hint: mismatch.hint,
+                hint_term: mismatch.hint_term,
+            }),
+            commit: reply.commit,
+        }),
+        Wire::Beat(beat) => Body::Beat {
+            commit: beat.commit,
+        },
+        Wire::BeatReply(beat) => Body::BeatReply {
+            commit: beat.commit,
+        },
+        Wire::TimeoutNow(_) => Body::TimeoutNow,
+        Wire::Snapshot(mark) => Body::Snapshot(SnapshotMark {
+            index: mark.index,
+            term: mark.term,
+            membership: mark.membership,
+        }),
+    };
+    Ok(Envelope {
+        group: message.group,
+        from: message.from,
+        to: message.to,
+        term: message.term,
+        body,
+    })
+}
+
+fn append_from_wire(append: pb::Append) -> Result<Append, ApiError> {
+    let mut frames = Vec::with_capacity(append.frames.len());
+    let mut index = append.prev_index;
+    for frame in append.frames {
+        if frame.header.len() != FRAME_HEADER_LEN {
+            return Err(malformed(format!(
+                "a frame's header of {} bytes",
+                frame.header.len()
+            )));
+        }
+        let header = FrameHeader::decode(&frame.header)
+            .map_err(|fault| malformed(format!("a frame's header: {fault}")))?;
+        header
+            .check_payload(&frame.payload)
+            .map_err(|fault| malformed(format!("entry {}: {fault}", header.index)))?;
+        index = index.checked_add(1).unwrap_or(0);
+        if header.index != index {
+            return Err(malformed(format!(
+                "entry {} where {index} is next",
+                header.index
+            )));
+        }
+        frames.push(Frame {
+            header,
+            payload: frame.payload,
+        });
+    }
+    Ok(Append {
+        prev_index: append.prev_index,
+        prev_term: append.prev_term,
+        commit: append.commit,
+        frames,
+    })
+}
+
+fn candidacy_to_wire(candidacy: Candidacy) -> pb::Candidacy {
+    pb::Candidacy {
+        last_index: candidacy.last_index,
+        last_term: candidacy.last_term,
+        commit: candidacy.commit,
+        commit_term: candidacy.commit_term,
+        transfer: candidacy.transfer,
+    }
+}
+
+fn candidacy_from_wire(candidacy: &pb::Candidacy) -> Candidacy {
+    Candidacy {
+        last_index: candidacy.last_index,
+        last_term: candidacy.last_term,
+        commit: candidacy.commit,
+        commit_term: candidacy.commit_term,
+        transfer: candidacy.transfer,
+    }
+}
+
+fn vote_to_wire(reply: VoteReply) -> pb::VoteReply {
+    pb::VoteReply {
+        granted: reply.granted,
+        commit: reply.commit,
+        commit_term: reply.commit_term,
+    }
+}
+
+fn vote_from_wire(reply: &pb::VoteReply) -> VoteReply {
+    VoteReply {
+        granted: reply.granted,
+        commit: reply.commit,
+        commit_term: reply.commit_term,
+    }
+}
+
+/// What a batch held.
+#[derive(Debug, PartialEq)]
+pub(super) struct Received {
+    pub(super) messages: Vec<Envelope>,
+    pub(super) leaderships: Vec<pb::Leadership>,
+}
+
+/// Reads an encoded batch.
+///
+/// # Errors
+/// `MALFORMED_MESSAGE`: bytes that are no batch, more items than are allowed, or an item that [`from_wire`] refuses.
+/// Nothing of the batch is used then.
+pub(super) fn read_batch(bytes: Bytes) -> Result<Received, ApiError> {
+    check_counts(&bytes)?;
+    let batch = pb::PeerBatch::decode(bytes).map_err(|error| malformed(error.to_string()))?;
+    if let Some(odd) = batch.leaderships.iter().find(|l| l.topic_id.len() != 16) {
+        let length = odd.topic_id.len();
+        return Err(malformed(format!("a topic id of {length} bytes")));
+    }
+    let messages = batch.messages.into_iter().map(from_wire);
+    Ok(Received {
+        messages: messages.collect::<Result<_, _>>()?,
+        leaderships: batch.leaderships,
+    })
+}
+
+/// Bounds the items of an encoded batch. A decoder makes an item of some hundred bytes out of two: it must not see what
+/// is not counted.
+fn check_counts(batch: &[u8]) -> Result<(), ApiError> {
+    let (mut messages, mut leaderships, mut frames) = (0, 0, 0);
+    each_field(batch, &mut |field, bytes| {
+        match field {
+            BATCH_MESSAGE => {
+                count(&mut messages, BATCH_MESSAGES, "messages")?;
+                each_field(bytes, &mut |field, bytes| {
+                    if field != MESSAGE_APPEND {
+                        return Ok(());
+                    }
+                    each_field(bytes, &mut |field, _| {
+                        if field == APPEND_FRAME {
+                            count(&mut frames, BATCH_FRAMES, "frames")?;
+                        }
+                        Ok(())
+                    })
+                })?;
+            }
+            BATCH_LEADERSHIP => count(&mut leaderships, BATCH_LEADERSHIPS, "leaderships")?,
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+fn count(so_far: &mut usize, bound: usize, what: &str) -> Result<(), ApiError> {
+    *so_far += 1;
+    if *so_far > bound {
+        return Err(malformed(format!("a batch of more than {bound} {what}")));
+    }
+    Ok(())
+}
+
+/// Calls `visit` with number and bytes of each length-delimited field of an encoded message.
+fn each_field(
+    mut bytes: &[u8],
+    visit: &mut dyn FnMut(u64, &[u8]) -> Result<(), ApiError>,
+) -> Result<(), ApiError> {
+    let cut = || malformed("a message that ends inside a field");
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes)?;
+        let length = match key & 7 {
+            0 => {
+                varint(&mut bytes)?;
+                0
+            }
+            1 => 8,
+            2 => usize::try_from(varint(&mut bytes)?).map_err(|_| cut())?,
+            5 => 4,
+            // Groups are not of proto3; we write none.
+            _ => return Err(malformed("a field of an unknown wire type")),
+        };
+        let (field, rest) = bytes.split_at_checked(length).ok_or_else(cut)?;
+        if key & 7 == 2 {
+            visit(key >> 3, field)?;
+        }
+        bytes = rest;
+    }
+    Ok(())
+}
+
+fn varint(bytes: &mut &[u8]) -> Result<u64, ApiError> {
+    prost::encoding::decode_varint(bytes).map_err(|error| malformed(error.to_string()))
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;
