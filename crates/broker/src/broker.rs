@@ -246,7 +246,7 @@ impl Recovered {
             Some(log) => log,
             None => store.create_replica(metadata_spec(), metadata_log_config())?,
         };
-        let first_index = log.first_index();
+        let first_index = log.first_stored_index();
         let group = Solo::lead(Arc::clone(&log));
         let follow = Arc::clone(&committed);
         shards.submit(

@@ -35,6 +35,12 @@ pub enum Bug {
     CommitBeyondEnd,
     /// A sparse index read from a footer is believed without looking at the frame.
     TrustIndex,
+    /// Recovery knows no membership but that of the entries it walks.
+    ForgetMembership,
+    /// A truncation leaves the terms of the entries it cuts.
+    KeepTerms,
+    /// A hard state counts as durable when a cycle takes it, not when that is synced.
+    VoteEarly,
 }
 
 impl Bug {
@@ -55,6 +61,9 @@ impl Bug {
         Bug::ForgetProducers,
         Bug::CommitBeyondEnd,
         Bug::TrustIndex,
+        Bug::ForgetMembership,
+        Bug::KeepTerms,
+        Bug::VoteEarly,
     ];
 }
 

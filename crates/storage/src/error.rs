@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::frame::FrameFault;
+
 /// Why an operation of this crate failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -80,6 +82,32 @@ pub enum Error {
         bytes: u64,
         /// The limit.
         limit: u64,
+    },
+    /// The frame does not continue the log's last entry: it belongs to another history (INV-4).
+    #[error(
+        "entry {index} belongs to another history: its chain is {found:#018x}, here it would be {expected:#018x}"
+    )]
+    Diverged {
+        /// Index of the frame.
+        index: u64,
+        /// The chain that its fields would have behind this log's last entry.
+        expected: u64,
+        /// The chain that it carries.
+        found: u64,
+    },
+    /// A frame from elsewhere is not whole: header and payload don't belong together, or no leader writes them so.
+    #[error("entry {index} is not a whole frame: {fault}")]
+    InvalidFrame {
+        /// Index of the frame.
+        index: u64,
+        /// What is wrong with it.
+        fault: FrameFault,
+    },
+    /// A file's map is still held by readers of entries that were cut off; retry later.
+    #[error("{what} is still being read")]
+    InUse {
+        /// Which file.
+        what: String,
     },
     /// The caller broke a rule of the log, e.g. truncated what is committed.
     #[error("refused: {0}")]

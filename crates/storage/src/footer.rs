@@ -9,6 +9,7 @@ use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::file_header::FIRST_FRAME;
 use crate::index::SparseIndex;
+use crate::membership::Membership;
 use crate::place::Place;
 use crate::producers::Producers;
 
@@ -30,8 +31,8 @@ pub(crate) struct Footer {
     pub(crate) producers: Producers,
     /// The sparse index.
     pub(crate) index: SparseIndex,
-    /// Membership as of the last entry, and the index that set it; empty until replication.
-    pub(crate) membership: Vec<u8>,
+    /// Membership as of the last entry, if it is known.
+    pub(crate) membership: Membership,
 }
 
 impl Footer {
@@ -40,7 +41,7 @@ impl Footer {
         let mut out = Vec::with_capacity(4096);
         self.first.encode(&mut out);
         self.last.encode(&mut out);
-        out.blob(&self.membership);
+        out.blob(&self.membership.encode());
         self.producers.encode(&mut out);
         self.index.encode(&mut out);
         let (len, crc) = (out.len() as u64, versioned_crc(VERSION, &out));
@@ -57,7 +58,7 @@ impl Footer {
         let footer = Footer {
             first: Place::decode(&mut reader)?,
             last: Place::decode(&mut reader)?,
-            membership: reader.blob()?.to_vec(),
+            membership: Membership::decode(reader.blob()?)?,
             producers: Producers::decode(&mut reader)?,
             index: SparseIndex::decode(&mut reader)?,
         };

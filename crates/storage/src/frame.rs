@@ -165,14 +165,23 @@ impl FrameHeader {
             append_time_ms: u64_at(bytes, 48) as i64,
             chain: u64_at(bytes, 56),
         };
-        let is_data = kind == EntryKind::Data;
-        if header.payload_len as usize > PAYLOAD_LEN_MAX
-            || (is_data && (header.payload_len as usize) < BATCH_HEADER_LEN)
-            || is_data == (header.record_count == 0)
+        header.check_shape()?;
+        Ok(header)
+    }
+
+    /// Whether length and count are within what a writer produces.
+    ///
+    /// # Errors
+    /// [`FrameFault::Shape`].
+    pub(crate) fn check_shape(&self) -> Result<(), FrameFault> {
+        let is_data = self.kind == EntryKind::Data;
+        if self.payload_len as usize > PAYLOAD_LEN_MAX
+            || (is_data && (self.payload_len as usize) < BATCH_HEADER_LEN)
+            || is_data == (self.record_count == 0)
         {
             return Err(FrameFault::Shape);
         }
-        Ok(header)
+        Ok(())
     }
 
     /// The chain that this header must carry when the entry before it has the chain `previous`.

@@ -32,6 +32,7 @@ mod ids;
 mod index;
 mod journal;
 mod log;
+mod membership;
 mod options;
 mod place;
 mod producers;
@@ -43,6 +44,7 @@ mod segment;
 mod shared;
 mod store;
 mod table;
+mod terms;
 mod verify;
 
 pub use checkpoint::{Checkpoint, CheckpointSync};
@@ -54,7 +56,10 @@ pub use frame::{
     leader_epoch,
 };
 pub use ids::{FileId, ReplicaId, ReplicaSpec};
-pub use log::{Appended, ColdRead, Cursor, EntryRef, Log, ReadOutcome, SealDue};
+pub use log::{
+    Appended, ColdRead, Cursor, Durability, EntryRef, FramesOutcome, Log, ReadOutcome, SealDue,
+};
+pub use membership::CONFIG_LEN_MAX;
 pub use options::{HardState, JOURNAL_BYTES_MIN, LogConfig, StoreOptions};
 pub use producers::{BATCHES_REMEMBERED, PRODUCERS_MAX, SequenceCheck};
 pub use recovery::RecoveryReport;

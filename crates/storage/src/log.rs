@@ -15,9 +15,13 @@
 //! Not here: when something is synced (`cycles`), what is replicated, and who may write.
 
 mod append;
+mod append_frame;
 pub(crate) mod capture;
 mod commit;
 mod cycle;
+pub(crate) mod effects;
+mod frames;
+mod raft;
 mod read;
 mod replay;
 mod retention;
@@ -38,14 +42,18 @@ use parking_lot::{Mutex, RwLock};
 use crate::error::{Error, Result};
 use crate::frame;
 use crate::ids::ReplicaSpec;
+use crate::membership::{Membership, Memberships};
 use crate::options::{HardState, LogConfig};
 use crate::place::Place;
 use crate::producers::Producers;
 use crate::segment::Segment;
 use crate::shared::Shared;
+use crate::terms::TermRuns;
 
 pub use append::Appended;
 pub(crate) use cycle::{CycleShare, Room};
+pub use frames::FramesOutcome;
+pub use raft::Durability;
 pub use read::{ColdRead, Cursor, ReadOutcome};
 pub use replay::EntryRef;
 pub use seal::SealDue;
@@ -64,14 +72,18 @@ pub struct Log {
     log_start: AtomicI64,
     end_offset: AtomicI64,
     size_bytes: AtomicU64,
+    /// Where the last calls of [`Log::frames`] ended.
+    hints: frames::Hints,
 }
 
 /// What the writer, the flusher and the checkpoint share. Held for one append at most.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) hard: HardState,
-    /// The hard state is not in a synced cycle yet.
-    pub(crate) hard_dirty: bool,
+    /// Counts the hard states that were set; the commit index alone does not count.
+    pub(crate) hard_version: u64,
+    /// Hard states up to this version are durable.
+    pub(crate) hard_durable: u64,
     /// The replica itself is not in a cycle yet.
     pub(crate) unborn: bool,
     /// Behind the last entry.
@@ -96,6 +108,11 @@ pub(crate) struct State {
     pub(crate) producers_committed: Producers,
     /// Encoded `producers_committed`, while it did not change.
     pub(crate) producers_encoded: Option<Arc<Vec<u8>>>,
+    /// Terms of the entries.
+    pub(crate) terms: TermRuns,
+    pub(crate) memberships: Memberships,
+    /// Damage took terms or config entries that nothing else tells of.
+    pub(crate) unproven: Option<String>,
     /// Files that are not part of the log any more; deleted after the next checkpoint.
     pub(crate) dead: Vec<Arc<Segment>>,
     /// Waits in the queue for a cycle.
@@ -123,6 +140,9 @@ pub(crate) struct LogParts {
     pub(crate) entries: VecDeque<Entry>,
     pub(crate) producers: Producers,
     pub(crate) producers_committed: Producers,
+    pub(crate) terms: TermRuns,
+    pub(crate) memberships: Memberships,
+    pub(crate) unproven: Option<String>,
     pub(crate) files: Vec<Arc<Segment>>,
     pub(crate) dead: Vec<Arc<Segment>>,
     pub(crate) broken: Option<String>,
@@ -145,6 +165,9 @@ impl LogParts {
             entries: VecDeque::new(),
             producers: Producers::default(),
             producers_committed: Producers::default(),
+            terms: TermRuns::at(0, 0),
+            memberships: Memberships::new(Membership::default()),
+            unproven: None,
             files: Vec::new(),
             dead: Vec::new(),
             broken: None,
@@ -174,9 +197,11 @@ impl Log {
             end_offset: AtomicI64::new(parts.tail.next_offset),
             size_bytes: AtomicU64::new(size),
             files: RwLock::new(parts.files),
+            hints: frames::Hints::default(),
             state: Mutex::new(State {
                 hard: parts.hard,
-                hard_dirty: false,
+                hard_version: 0,
+                hard_durable: 0,
                 unborn: parts.unborn,
                 durable: parts.tail.index,
                 tail: parts.tail,
@@ -190,6 +215,9 @@ impl Log {
                 producers: parts.producers,
                 producers_committed: parts.producers_committed,
                 producers_encoded: None,
+                terms: parts.terms,
+                memberships: parts.memberships,
+                unproven: parts.unproven,
                 dead: parts.dead,
                 queued: false,
                 sealing: Vec::new(),
@@ -216,30 +244,6 @@ impl Log {
         *self.config.write() = Arc::new(config);
     }
 
-    /// Term, vote and commit index as they were set last.
-    pub fn hard_state(&self) -> HardState {
-        self.state.lock().hard
-    }
-
-    /// Sets term and vote; they are durable with the next cycle. The commit index is kept by [`Log::commit_to`].
-    pub fn set_hard_state(self: &Arc<Self>, hard: HardState) {
-        let mut state = self.state.lock();
-        let hard = HardState {
-            commit: state.hard.commit.max(hard.commit.min(state.tail.index)),
-            ..hard
-        };
-        if hard != state.hard {
-            state.hard = hard;
-            state.hard_dirty = true;
-            self.enqueue(&mut state);
-        }
-    }
-
-    /// Whether the hard state set last is on stable storage.
-    pub fn is_hard_state_durable(&self) -> bool {
-        !self.state.lock().hard_dirty
-    }
-
     /// Index of the last entry; 0 when there is none.
     pub fn last_index(&self) -> u64 {
         self.state.lock().tail.index
@@ -253,11 +257,6 @@ impl Log {
     /// Chain up to the last entry.
     pub fn last_chain(&self) -> u64 {
         self.state.lock().tail.chain
-    }
-
-    /// Every entry up to this index is on stable storage.
-    pub fn durable_index(&self) -> u64 {
-        self.state.lock().durable
     }
 
     /// Every entry up to this index is committed.

@@ -168,7 +168,7 @@ fn run_upkeep(store: &Store, pool: &Sender<Sync>) {
             let _ = run_checkpoint(store, pool);
         }
         if let Some(seal) = store.begin_seal()
-            && let Err(Error::StorageFull { .. }) = store.run_seal(seal)
+            && let Err(Error::StorageFull { .. } | Error::InUse { .. }) = store.run_seal(seal)
         {
             let mut queue = shared.queue.lock();
             if !queue.stop {

@@ -1,13 +1,12 @@
 //! One segment file: where it lies, how far it is written, synced and verified, and its index.
 //!
 //! Invariants: bytes below `end` are never written again; a slice is handed out only of a range that this process
-//! wrote or verified; the file's handle and map are opened when needed and given up under pressure, but never while
+//! wrote or verified; what is cut off is not overwritten (by a footer) while slices of it may live; the file's handle and map are opened when needed and given up under pressure, but never while
 //! bytes of it are unsynced (an error of the write-back would be lost with the handle).
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -43,6 +42,15 @@ pub(crate) struct Handle {
     map: OnceLock<Arc<dyn MappedFile>>,
 }
 
+/// The maps there are. Only those of cuts matter: see [`Segment::is_cut_part_held`].
+#[derive(Debug, Default)]
+struct Maps {
+    /// Made since the last cut.
+    made: Vec<Weak<dyn MappedFile>>,
+    /// Their slices may reach behind a cut.
+    cut: Vec<Weak<dyn MappedFile>>,
+}
+
 /// A segment file of a live log.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -71,6 +79,7 @@ pub(crate) struct Segment {
     damaged: Mutex<Vec<DamagedRange>>,
     index: Mutex<Option<Arc<SparseIndex>>>,
     handle: Mutex<Option<Arc<Handle>>>,
+    maps: Mutex<Maps>,
     /// Held while the file is synced.
     syncing: Mutex<()>,
     used: AtomicBool,
@@ -105,6 +114,7 @@ impl Segment {
             damaged: Mutex::default(),
             index: Mutex::new(None),
             handle: Mutex::new(None),
+            maps: Mutex::default(),
             syncing: Mutex::new(()),
             used: AtomicBool::new(true),
             listed: AtomicBool::new(false),
@@ -171,10 +181,30 @@ impl Segment {
     /// Cuts the segment: what lies behind `end` is not part of the log.
     pub(crate) fn cut_at(&self, end: u64) {
         self.end.store(end, Ordering::Release);
+        // New slices come of a new map, and end before the cut.
+        let mut handle = self.handle.lock();
+        if let Some(open) = handle.as_ref() {
+            *handle = Some(Arc::new(Handle {
+                file: open.file.clone(),
+                map: OnceLock::new(),
+            }));
+        }
+        drop(handle);
+        let mut maps = self.maps.lock();
+        let made = std::mem::take(&mut maps.made);
+        maps.cut.extend(made);
+        drop(maps);
         let mut index = self.index.lock();
         if let Some(index) = index.as_mut() {
             Arc::make_mut(index).truncate(end);
         }
+    }
+
+    /// Whether anybody may hold bytes that were cut off.
+    pub(crate) fn is_cut_part_held(&self) -> bool {
+        let mut maps = self.maps.lock();
+        maps.cut.retain(|map| map.strong_count() > 0);
+        !maps.cut.is_empty()
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -294,10 +324,31 @@ impl Segment {
                     .file
                     .map(self.map_len.load(Ordering::Acquire))
                     .map_err(Error::io(format!("mapping {}", self.name())))?;
-                handle.map.get_or_init(|| map).clone()
+                let map = handle.map.get_or_init(|| map).clone();
+                let mut maps = self.maps.lock();
+                maps.made.retain(|map| map.strong_count() > 0);
+                maps.made.push(Arc::downgrade(&map));
+                map
             }
         };
         Ok(map.bytes(from, len))
+    }
+
+    /// At most `want` bytes from a position on, as far as they are trusted; none where they are not. The part behind
+    /// a cut that comes in between is left out.
+    pub(crate) fn window(self: &Arc<Self>, shared: &Shared, from: u64, want: u64) -> Result<Bytes> {
+        loop {
+            let until = self.trusted_until(from).min(from.saturating_add(want));
+            let len = until.saturating_sub(from) as usize;
+            if len == 0 {
+                return Ok(Bytes::new());
+            }
+            let window = self.slice(shared, from, len)?;
+            // Either the cut shows here, or the slice is of a map that the cut knows of.
+            if self.end() >= until {
+                return Ok(window);
+            }
+        }
     }
 
     /// Reserves space up to `to` for frames and `spare` bytes behind them. Extents grow with use.

@@ -20,7 +20,8 @@ use crate::options::StoreOptions;
 
 /// Told of what becomes durable. Called on storage threads: it must not block and must not call back into the log.
 pub trait Listener: Send + Sync {
-    /// Every entry of the replica up to the index is on stable storage.
+    /// Every entry of the replica up to the index is on stable storage. Also called, with the same index again, when
+    /// a hard state became durable: see [`Log::durability`].
     fn durable(&self, updates: &[(ReplicaId, u64)]);
     /// Nothing will become durable any more until a restart.
     fn poisoned(&self, why: &str);

@@ -11,12 +11,14 @@ use crate::codec::{Malformed, Put, Reader, versioned_crc};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ReplicaId, ReplicaSpec};
+use crate::membership::Membership;
 use crate::options::HardState;
 use crate::place::Place;
 use crate::segment::full_or;
+use crate::terms::TermRuns;
 
 const MAGIC: &[u8; 8] = b"TBLTABLE";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, checksum, length.
 const HEAD_LEN: usize = 24;
 /// Longest table, bytes: a million replicas fit.
@@ -25,6 +27,7 @@ const TABLE_BYTES_MAX: u64 = 1 << 30;
 /// Flags of a replica.
 const TAIL_CLOSED: u8 = 1;
 const BROKEN: u8 = 2;
+const UNPROVEN: u8 = 4;
 /// Space reserved for a table at least, bytes.
 const SLOT_BYTES_MIN: u64 = 64 << 10;
 
@@ -49,6 +52,8 @@ pub(crate) struct TableReplica {
     pub(crate) tail_closed: bool,
     /// Damage hides what the last entry was: nothing may be appended, at any later start either.
     pub(crate) broken: bool,
+    /// Damage took terms or config entries.
+    pub(crate) unproven: bool,
     /// Behind the last entry; everything up to here is durable once the table is.
     pub(crate) tail: Place,
     /// Behind the last committed entry.
@@ -57,8 +62,10 @@ pub(crate) struct TableReplica {
     pub(crate) files: Vec<TableFile>,
     /// Producer state as of `committed`, encoded.
     pub(crate) producers: Arc<Vec<u8>>,
-    /// Membership and its index, encoded; empty until replication.
-    pub(crate) membership: Vec<u8>,
+    /// Membership as of `committed`.
+    pub(crate) membership: Membership,
+    /// Terms of the entries up to `tail`.
+    pub(crate) terms: TermRuns,
 }
 
 /// The checkpoint.
@@ -105,7 +112,7 @@ impl Table {
         out
     }
 
-    fn decode(body: &[u8]) -> Result<Table, Malformed> {
+    fn decode(version: u32, body: &[u8]) -> Result<Table, Malformed> {
         let mut reader = Reader::new(body);
         let mut table = Table {
             generation: reader.u64()?,
@@ -121,7 +128,9 @@ impl Table {
         let count = reader.count(2 * Place::LEN)?;
         table.replicas.reserve(count);
         for _ in 0..count {
-            table.replicas.push(TableReplica::decode(&mut reader)?);
+            table
+                .replicas
+                .push(TableReplica::decode(version, &mut reader)?);
         }
         if reader.is_empty() {
             Ok(table)
@@ -195,14 +204,14 @@ impl Table {
         {
             return Ok(None);
         }
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(Error::NewerFormat {
                 what: "the checkpoint table".into(),
                 found: version,
                 known: VERSION,
             });
         }
-        Table::decode(&bytes[HEAD_LEN..])
+        Table::decode(version, &bytes[HEAD_LEN..])
             .map(Some)
             .map_err(|m| Error::corrupt("the checkpoint table", m.0))
     }
@@ -217,7 +226,13 @@ impl TableReplica {
         out.u64(self.hard.vote);
         out.u64(self.hard.commit);
         out.i64(self.log_start);
-        out.u8((u8::from(self.tail_closed) * TAIL_CLOSED) | (u8::from(self.broken) * BROKEN));
+        let flags = [
+            (self.tail_closed, TAIL_CLOSED),
+            (self.broken, BROKEN),
+            (self.unproven, UNPROVEN),
+        ];
+        let set = flags.iter().filter(|(is_set, _)| *is_set);
+        out.u8(set.fold(0, |all, (_, flag)| all | flag));
         self.tail.encode(out);
         self.committed.encode(out);
         out.u32(self.files.len() as u32);
@@ -228,10 +243,11 @@ impl TableReplica {
             out.u8(u8::from(file.sealed));
         }
         out.blob(&self.producers);
-        out.blob(&self.membership);
+        out.blob(&self.membership.encode());
+        self.terms.encode(out);
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<TableReplica, Malformed> {
+    fn decode(version: u32, reader: &mut Reader<'_>) -> Result<TableReplica, Malformed> {
         let spec = ReplicaSpec {
             replica: ReplicaId(reader.u64()?),
             topic: reader.uuid()?,
@@ -256,17 +272,34 @@ impl TableReplica {
                 sealed: reader.u8()? != 0,
             });
         }
+        let producers = Arc::new(reader.blob()?.to_vec());
+        let membership = Membership::decode(reader.blob()?)?;
+        let terms = match version {
+            1 => terms_of_version_1(&files, &committed),
+            _ => TermRuns::decode(reader)?,
+        };
         Ok(TableReplica {
             spec,
             hard,
             log_start,
             tail_closed: flags & TAIL_CLOSED != 0,
             broken: flags & BROKEN != 0,
+            unproven: flags & UNPROVEN != 0,
             tail,
             committed,
             files,
-            producers: Arc::new(reader.blob()?.to_vec()),
-            membership: reader.blob()?.to_vec(),
+            producers,
+            membership,
+            terms,
         })
     }
+}
+
+/// What the places of a row tell of its terms, up to the committed one; recovery walks what lies behind.
+fn terms_of_version_1(files: &[TableFile], committed: &Place) -> TermRuns {
+    let mut places: Vec<Place> = files.iter().map(|f| f.first).collect();
+    if places.is_empty() {
+        places.push(*committed);
+    }
+    TermRuns::of_places(places.iter(), committed)
 }

@@ -6,14 +6,16 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use timberline_record::{BATCH_HEADER_LEN, Batch};
 
+use super::effects::Effects;
+use super::read::max_timestamp;
 use super::tail::HEAD_MAX;
 use super::{Entry, Log, Pending, State};
 use crate::bugs::Bug;
 use crate::error::{Error, Result};
 use crate::file_header::{FIRST_FRAME, FileHeader};
 use crate::frame::{self, EntryKind, FRAME_HEADER_LEN, FrameHeader, PAYLOAD_LEN_MAX};
+use crate::membership::CONFIG_LEN_MAX;
 use crate::place::Place;
-use crate::producers::ProducerWrite;
 use crate::segment::Segment;
 
 /// Space kept behind the frames of a file for its footer and for one change of the log start, bytes.
@@ -43,8 +45,13 @@ struct Draft<'a> {
     /// For data: stamped once the offset is known.
     batch: Option<&'a Batch>,
     body: Bytes,
-    max_timestamp: i64,
-    log_start: Option<i64>,
+}
+
+/// A frame as it is written: what stands before the body, and the body.
+pub(super) struct Parts {
+    pub(super) head: [u8; HEAD_MAX],
+    pub(super) head_len: usize,
+    pub(super) body: Bytes,
 }
 
 impl Log {
@@ -81,8 +88,6 @@ impl Log {
             payload_crc: header.crc,
             batch: Some(batch),
             body: batch.body(),
-            max_timestamp: header.max_timestamp,
-            log_start: None,
         })
     }
 
@@ -102,7 +107,7 @@ impl Log {
                 "data and log start have calls of their own".into(),
             ));
         }
-        self.append_plain(term, kind, payload, now_ms, None)
+        self.append_plain(term, kind, payload, now_ms)
     }
 
     /// Appends a change of the log start, from retention or a trim. It counts once it is committed. It has space of
@@ -117,7 +122,7 @@ impl Log {
         now_ms: i64,
     ) -> Result<Appended> {
         let payload = Bytes::copy_from_slice(&start.to_le_bytes());
-        self.append_plain(term, EntryKind::LogStart, payload, now_ms, Some(start))
+        self.append_plain(term, EntryKind::LogStart, payload, now_ms)
     }
 
     fn append_plain(
@@ -126,7 +131,6 @@ impl Log {
         kind: EntryKind,
         payload: Bytes,
         now_ms: i64,
-        log_start: Option<i64>,
     ) -> Result<Appended> {
         self.append_draft(Draft {
             kind,
@@ -137,56 +141,106 @@ impl Log {
             payload_crc: crc32c::crc32c(&payload),
             batch: None,
             body: payload,
-            max_timestamp: i64::MIN,
-            log_start,
         })
     }
 
     fn append_draft(self: &Arc<Self>, draft: Draft<'_>) -> Result<Appended> {
-        if draft.payload_len > PAYLOAD_LEN_MAX {
-            return Err(Error::TooLarge {
-                bytes: draft.payload_len as u64,
-                limit: PAYLOAD_LEN_MAX as u64,
-            });
-        }
         let mut state = self.state.lock();
         let state = &mut *state;
+        self.check_append(state, draft.kind, draft.term, draft.payload_len)?;
+        let len = frame::frame_len(draft.payload_len);
+        let segment = self.writable_file(state, len, draft.kind == EntryKind::LogStart)?;
+        let (header, parts) = stamp(draft, &state.tail);
+        self.write(state, &segment, &header, parts)
+    }
+
+    /// Whether an entry can be appended now, wherever it comes from.
+    pub(super) fn check_append(
+        &self,
+        state: &State,
+        kind: EntryKind,
+        term: u64,
+        payload_len: usize,
+    ) -> Result<()> {
+        let limit = match kind {
+            EntryKind::Config => CONFIG_LEN_MAX,
+            _ => PAYLOAD_LEN_MAX,
+        };
+        if payload_len > limit {
+            return Err(Error::TooLarge {
+                bytes: payload_len as u64,
+                limit: limit as u64,
+            });
+        }
         self.check_writable(state)?;
-        if draft.term < state.tail.term {
+        if term < state.tail.term {
             return Err(Error::Refused(format!(
-                "term {} is behind the last entry's {}",
-                draft.term, state.tail.term
+                "term {term} is behind the last entry's {}",
+                state.tail.term
             )));
         }
-        let len = frame::frame_len(draft.payload_len);
-        let segment = self.writable_file(state, len, draft.log_start.is_some())?;
-        let (header, head, head_len) = stamp(&draft, &state.tail);
-        let pos = segment.end();
+        if !state.terms.has_room(term, state.committed.index) {
+            return Err(Error::Refused("too many terms are uncommitted".into()));
+        }
+        if kind == EntryKind::Config && !state.memberships.has_room() {
+            return Err(Error::Refused(
+                "too many changes of membership are uncommitted".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Writes a frame behind the last entry, in the file that has the space, and remembers it.
+    pub(super) fn write(
+        self: &Arc<Self>,
+        state: &mut State,
+        segment: &Arc<Segment>,
+        header: &FrameHeader,
+        parts: Parts,
+    ) -> Result<Appended> {
+        let (pos, len) = (segment.end(), header.frame_len());
+        let head = &parts.head[..parts.head_len];
         let padding = [0u8; 8];
-        let pad = len as usize - head_len - draft.body.len();
-        let bufs: [&[u8]; 3] = [&head[..head_len], &draft.body, &padding[..pad]];
+        let pad = len as usize - head.len() - parts.body.len();
+        let bufs: [&[u8]; 3] = [head, &parts.body, &padding[..pad]];
         // Half a frame can't be taken back, and its position can't be used again.
         self.shared
             .fatal(segment.append(&self.shared, &bufs, len))?;
+        // Either the batch's header is all of it that stands in front, or the whole payload is the body.
+        let payload = match &head[FRAME_HEADER_LEN..] {
+            [] => &parts.body[..],
+            stamped => stamped,
+        };
         segment.index_push(
             header.index,
             header.base_offset,
             pos,
             state.tail.chain,
-            draft.max_timestamp,
+            max_timestamp(header, payload),
         );
-        self.remember(
-            state,
-            &segment,
-            &header,
-            &draft,
-            Placed {
-                pos,
-                len,
-                head,
-                head_len,
-            },
-        );
+        let effects = Effects::of(header, payload);
+        let place = Place {
+            file: segment.id,
+            pos: pos + len,
+            index: header.index,
+            term: header.term,
+            chain: header.chain,
+            next_offset: header.next_offset(),
+            time_ms: header.append_time_ms,
+        };
+        self.remember(state, place, effects);
+        state.pending_bytes += len;
+        state.pending.push_back(Pending {
+            segment: segment.clone(),
+            index: header.index,
+            pos,
+            len,
+            head: parts.head,
+            head_len: parts.head_len,
+            body: parts.body,
+        });
+        self.size_bytes.fetch_add(len, Ordering::Relaxed);
+        self.enqueue(state);
         Ok(Appended {
             index: header.index,
             base_offset: header.base_offset,
@@ -194,58 +248,28 @@ impl Log {
         })
     }
 
-    fn remember(
-        self: &Arc<Self>,
-        state: &mut State,
-        segment: &Arc<Segment>,
-        header: &FrameHeader,
-        draft: &Draft<'_>,
-        placed: Placed,
-    ) {
-        let producer = draft.batch.and_then(|batch| {
-            ProducerWrite::of(
-                batch.header(),
-                header.base_offset,
-                header.index,
-                header.append_time_ms,
-            )
-        });
-        if let Some(write) = &producer {
+    fn remember(&self, state: &mut State, place: Place, effects: Effects) {
+        if let Some(write) = &effects.producer {
             state.producers.apply(write);
         }
-        state.tail = Place {
-            file: segment.id,
-            pos: placed.pos + placed.len,
-            index: header.index,
-            term: header.term,
-            chain: header.chain,
-            next_offset: header.next_offset(),
-            time_ms: header.append_time_ms,
-        };
-        state.active_since_ms.get_or_insert(header.append_time_ms);
+        state
+            .terms
+            .push(place.index, place.term, state.committed.index);
+        if let Some(config) = effects.config {
+            state.memberships.push(place.index, config);
+        }
+        state.active_since_ms.get_or_insert(place.time_ms);
         state.entries.push_back(Entry {
-            place: state.tail,
-            producer,
-            log_start: draft.log_start,
+            place,
+            producer: effects.producer,
+            log_start: effects.log_start,
         });
-        state.pending_bytes += placed.len;
-        state.pending.push_back(Pending {
-            segment: segment.clone(),
-            index: header.index,
-            pos: placed.pos,
-            len: placed.len,
-            head: placed.head,
-            head_len: placed.head_len,
-            body: draft.body.clone(),
-        });
-        self.end_offset
-            .store(state.tail.next_offset, Ordering::Release);
-        self.size_bytes.fetch_add(placed.len, Ordering::Relaxed);
-        self.enqueue(state);
+        state.tail = place;
+        self.end_offset.store(place.next_offset, Ordering::Release);
     }
 
     /// The file that the next `len` bytes go to, with space for them.
-    fn writable_file(
+    pub(super) fn writable_file(
         self: &Arc<Self>,
         state: &mut State,
         len: u64,
@@ -319,15 +343,8 @@ impl Log {
     }
 }
 
-struct Placed {
-    pos: u64,
-    len: u64,
-    head: [u8; HEAD_MAX],
-    head_len: usize,
-}
-
-/// The frame's header, and all bytes in front of the body.
-fn stamp(draft: &Draft<'_>, tail: &Place) -> (FrameHeader, [u8; HEAD_MAX], usize) {
+/// The frame's header, and the frame.
+fn stamp(draft: Draft<'_>, tail: &Place) -> (FrameHeader, Parts) {
     let mut header = FrameHeader {
         kind: draft.kind,
         payload_len: draft.payload_len as u32,
@@ -348,5 +365,13 @@ fn stamp(draft: &Draft<'_>, tail: &Place) -> (FrameHeader, [u8; HEAD_MAX], usize
         head[FRAME_HEADER_LEN..].copy_from_slice(&stamped);
         head_len += BATCH_HEADER_LEN;
     }
-    (header, head, head_len)
+    let body = draft.body;
+    (
+        header,
+        Parts {
+            head,
+            head_len,
+            body,
+        },
+    )
 }

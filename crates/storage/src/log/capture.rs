@@ -49,11 +49,13 @@ impl Log {
                 log_start: self.log_start(),
                 tail_closed: state.tail_closed,
                 broken: state.broken.is_some(),
+                unproven: state.unproven.is_some(),
                 tail: state.tail,
                 committed: state.committed,
                 files: listed.collect(),
                 producers,
-                membership: Vec::new(),
+                membership: state.memberships.committed.clone(),
+                terms: state.terms.clone(),
             },
             unsynced,
             deletable,
@@ -72,6 +74,9 @@ impl Log {
                 break;
             }
             deletable.push(files.remove(0));
+        }
+        if let Some(first) = files.first() {
+            state.terms.drop_below(first.first.index);
         }
         let dropped: u64 = deletable.iter().map(|f| f.end()).sum();
         let size = self.size_bytes.load(Ordering::Relaxed);

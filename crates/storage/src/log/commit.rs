@@ -30,6 +30,7 @@ impl Log {
                 log_start = log_start.max(Some(start.min(entry.place.next_offset)));
             }
             state.committed = entry.place;
+            state.memberships.commit(state.committed.index);
         }
         if state.committed.index > state.hard.commit {
             // Not worth a cycle of its own: it rides with the next one.

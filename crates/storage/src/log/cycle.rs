@@ -7,17 +7,17 @@
 use std::sync::Arc;
 
 use super::{Log, Mark, MarkKind, State};
+use crate::bugs::Bug;
 use crate::ids::FileId;
 use crate::journal::cycle::{CycleBuilder, FRAME_OVERHEAD, SMALL_RECORDS};
-use crate::options::HardState;
 use crate::segment::Segment;
 
 /// What a log put into a cycle.
 #[derive(Debug)]
 pub(crate) struct CycleShare {
     pub(crate) log: Arc<Log>,
-    /// The hard state that the cycle holds.
-    pub(crate) hard: Option<HardState>,
+    /// Version of the hard state that the cycle holds.
+    pub(crate) hard: Option<u64>,
     /// Files whose headers the cycle holds.
     pub(crate) new_files: Vec<Arc<Segment>>,
     /// Whether frames of the log are in the cycle.
@@ -79,9 +79,12 @@ impl Log {
                 cut: file.first,
             });
         }
-        if state.hard_dirty || state.unborn {
+        if state.hard_durable < state.hard_version || state.unborn {
             cycle.hard_state(self.spec.replica, &state.hard);
-            share.hard = Some(state.hard);
+            share.hard = Some(state.hard_version);
+            if self.shared.has_bug(Bug::VoteEarly) {
+                state.hard_durable = state.hard_version;
+            }
         }
         state.unborn = false;
         self.share_frames(&mut state, cycle, room, &mut share);
@@ -155,15 +158,12 @@ impl Log {
         }
     }
 
-    /// The cycle is synced. Returns the durable index if it moved.
+    /// The cycle is synced. Returns the durable index if it moved, or if a hard state became durable.
     pub(crate) fn cycle_synced(self: &Arc<Self>, share: &CycleShare) -> Option<u64> {
         let mut state = self.state.lock();
-        // The commit index may have moved meanwhile: it rides along, nobody waits for it.
-        if share
-            .hard
-            .is_some_and(|hard| (hard.term, hard.vote) == (state.hard.term, state.hard.vote))
-        {
-            state.hard_dirty = false;
+        let voted = share.hard.filter(|&version| version > state.hard_durable);
+        if let Some(version) = voted {
+            state.hard_durable = version;
         }
         for file in &share.new_files {
             file.set_announced();
@@ -176,7 +176,8 @@ impl Log {
                 mark.done = true;
             }
         }
-        Self::advance(&mut state)
+        let moved = Self::advance(&mut state);
+        moved.or(voted.map(|_| state.durable))
     }
 
     /// A direct sync is done: the next may start, in the cycle that names this one.

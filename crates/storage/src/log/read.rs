@@ -51,13 +51,13 @@ pub enum ReadOutcome {
 /// Work that makes a range readable.
 #[derive(Debug)]
 pub struct ColdRead {
-    log: Arc<Log>,
-    segment: Arc<Segment>,
-    task: ColdTask,
+    pub(super) log: Arc<Log>,
+    pub(super) segment: Arc<Segment>,
+    pub(super) task: ColdTask,
 }
 
 #[derive(Debug)]
-enum ColdTask {
+pub(super) enum ColdTask {
     LoadIndex,
     RebuildIndex,
     Verify { pos: u64 },
@@ -236,7 +236,7 @@ impl Log {
         Ok(Step::At(segment, entry.pos))
     }
 
-    fn file_after(&self, segment: &Segment) -> Option<Arc<Segment>> {
+    pub(super) fn file_after(&self, segment: &Segment) -> Option<Arc<Segment>> {
         let files = self.files.read();
         let at = files.iter().position(|f| f.id == segment.id);
         match at {
@@ -261,7 +261,7 @@ impl Log {
         let trusted = segment.trusted_until(pos);
         let want = (*room as u64).saturating_add(64 << 10);
         let mut window_at = pos;
-        let mut window = segment.slice(&self.shared, pos, (trusted - pos).min(want) as usize)?;
+        let mut window = segment.window(&self.shared, pos, want)?;
         while pos < trusted {
             let rest = &window[(pos - window_at) as usize..];
             let Ok(header) = FrameHeader::decode(rest) else {
@@ -282,8 +282,11 @@ impl Log {
                     break;
                 }
                 if end > window_at + window.len() as u64 {
-                    window = segment.slice(&self.shared, pos, (end - pos) as usize)?;
+                    window = segment.window(&self.shared, pos, end - pos)?;
                     window_at = pos;
+                    if (window.len() as u64) < end - pos {
+                        return Err(self.trusted_is_bad(segment, pos, cursor.offset));
+                    }
                 }
                 let from = (pos - window_at) as usize + FRAME_HEADER_LEN;
                 batches.push(window.slice(from..from + len));
@@ -301,7 +304,7 @@ impl Log {
     }
 
     /// Bytes that were good once are not any more.
-    fn trusted_is_bad(&self, segment: &Segment, pos: u64, offset: i64) -> Error {
+    pub(super) fn trusted_is_bad(&self, segment: &Segment, pos: u64, offset: i64) -> Error {
         Error::Damaged {
             from: offset,
             to: offset + 1,

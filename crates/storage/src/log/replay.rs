@@ -59,8 +59,9 @@ impl Log {
         Ok(())
     }
 
-    /// First index that [`Log::replay`] can give.
-    pub fn first_index(&self) -> u64 {
+    /// First index that [`Log::replay`] can give. The term of the entry before it need not be known, so it may lie
+    /// below [`Log::first_index`].
+    pub fn first_stored_index(&self) -> u64 {
         self.with_state(|state, files| {
             files
                 .read()

@@ -9,6 +9,7 @@ use super::{Log, State};
 use crate::error::{Error, Result};
 use crate::footer::Footer;
 use crate::index::SparseIndex;
+use crate::membership::Membership;
 use crate::place::Place;
 use crate::producers::Producers;
 use crate::segment::{Segment, full_or};
@@ -27,6 +28,8 @@ pub(crate) struct Complete {
     segment: Arc<Segment>,
     last: Place,
     producers: Producers,
+    /// As of `last`; none when that is not known.
+    membership: Membership,
 }
 
 impl Log {
@@ -61,6 +64,7 @@ impl Log {
             segment: segment.clone(),
             last: state.committed,
             producers,
+            membership: state.memberships.committed.clone(),
         });
         drop(files);
         self.release_seals(state);
@@ -105,12 +109,16 @@ impl Log {
                 && !state.sealing.contains(&segment.id)
             {
                 state.sealing.push(segment.id);
+                let membership = &state.memberships.committed;
+                let known = membership.index <= next.first.index && state.unproven.is_none();
+                let membership = known.then(|| membership.clone()).unwrap_or_default();
                 let due = SealDue {
                     log: self.clone(),
                     file: Complete {
                         segment: segment.clone(),
                         last: next.first,
                         producers: Producers::default(),
+                        membership,
                     },
                 };
                 self.shared.queue.lock().seals.push_back(due);
@@ -128,11 +136,11 @@ impl Store {
     /// Seals a file. Blocking.
     ///
     /// # Errors
-    /// [`Error::StorageFull`]: the file waits again, try it later. [`Error::Damaged`]: it stays unsealed. Anything
-    /// else poisons the directory.
+    /// [`Error::StorageFull`], [`Error::InUse`]: the file waits again, try it later. [`Error::Damaged`]: it stays
+    /// unsealed. Anything else poisons the directory.
     pub fn run_seal(&self, seal: SealDue) -> Result<()> {
         let result = seal.run();
-        if let Err(Error::StorageFull { .. }) = &result {
+        if let Err(Error::StorageFull { .. } | Error::InUse { .. }) = &result {
             self.shared().queue.lock().seals.push_back(seal);
         }
         result
@@ -143,20 +151,20 @@ impl SealDue {
     /// Writes the footer and syncs the file. Blocking.
     ///
     /// # Errors
-    /// [`Error::StorageFull`]: tried again later. Anything else is final.
+    /// [`Error::StorageFull`], [`Error::InUse`]: tried again later. Anything else is final.
     fn run(&self) -> Result<()> {
         let log = &self.log;
         let mut result = self.write_footer();
         if self.file.segment.is_deleted() {
             result = Ok(());
         }
-        if let Err(Error::StorageFull { .. }) = result {
+        if let Err(Error::StorageFull { .. } | Error::InUse { .. }) = result {
             // It waits again, and stays marked: a footer is written once.
             return result;
         }
         match &result {
             Ok(()) => self.file.segment.set_sealed(),
-            Err(Error::Damaged { .. } | Error::StorageFull { .. }) => {}
+            Err(Error::Damaged { .. } | Error::StorageFull { .. } | Error::InUse { .. }) => {}
             Err(error) => log.shared.poison(error.to_string()),
         }
         log.with_state(|state, _| state.sealing.retain(|id| *id != self.file.segment.id));
@@ -167,6 +175,11 @@ impl SealDue {
         let shared = &self.log.shared;
         shared.check_poison()?;
         let segment = &self.file.segment;
+        if segment.is_cut_part_held() {
+            // The footer would change bytes under somebody's eyes, and the cut file end before them.
+            let what = segment.name();
+            return Err(Error::InUse { what });
+        }
         let index = match segment.index() {
             Some(index) => index,
             None => self.log.load_index(segment)?,
@@ -176,7 +189,7 @@ impl SealDue {
             last: self.file.last,
             producers: self.file.producers.clone(),
             index: SparseIndex::clone(&index),
-            membership: Vec::new(),
+            membership: self.file.membership.clone(),
         };
         let bytes = footer.encode();
         let end = self.file.last.pos + bytes.len() as u64;

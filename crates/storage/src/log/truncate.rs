@@ -30,6 +30,11 @@ impl Log {
             state.entries.pop_back();
         }
         state.tail = state.entries.back().map_or(state.committed, |e| e.place);
+        if !self.shared.has_bug(Bug::KeepTerms) {
+            state.terms.cut(state.tail.index, state.tail.term);
+        }
+        state.memberships.cut(index);
+        self.hints.forget_behind(index);
         state.tail_closed = !self.shared.has_bug(Bug::RewriteInPlace);
         let mut files = self.files.write();
         while files

@@ -14,6 +14,7 @@ use crate::file_header::{FIRST_FRAME, FileHeader};
 use crate::ids::{FileId, ReplicaId, ReplicaSpec};
 use crate::journal::cycle::Record;
 use crate::log::LogParts;
+use crate::membership::{Membership, Memberships};
 use crate::options::LogConfig;
 use crate::place::Place;
 use crate::producers::Producers;
@@ -189,6 +190,9 @@ impl<'a> Story<'a> {
                 self.restore_file(shared, listing, segment, &links[at], report)?;
             }
         }
+        if shared.has_bug(Bug::ForgetMembership) {
+            self.row.membership = Membership::default();
+        }
         if !self.touched {
             return Ok(self.untouched(segments, producers, clean));
         }
@@ -343,6 +347,7 @@ impl<'a> Story<'a> {
     /// Nothing happened since the table: its row is the log.
     fn untouched(self, files: Vec<Arc<Segment>>, producers: Producers, clean: bool) -> LogParts {
         let row = self.row;
+        let membership = row.membership;
         LogParts {
             hard: bounded(row.hard, &row.tail),
             unborn: false,
@@ -353,6 +358,9 @@ impl<'a> Story<'a> {
             entries: VecDeque::new(),
             producers: producers.clone(),
             producers_committed: producers,
+            terms: row.terms,
+            memberships: Memberships::new(membership),
+            unproven: row.unproven.then(unproven_before),
             files,
             dead: Vec::new(),
             broken: row.broken.then(broken_before),
@@ -400,6 +408,8 @@ impl<'a> Story<'a> {
                 latest.apply(write);
             }
         }
+        let mut memberships = outcome.memberships;
+        memberships.commit(committed.index);
         LogParts {
             hard,
             unborn: false,
@@ -410,6 +420,9 @@ impl<'a> Story<'a> {
             entries,
             producers: latest,
             producers_committed: producers,
+            terms: outcome.terms,
+            memberships,
+            unproven: outcome.unproven.or(self.row.unproven.then(unproven_before)),
             files: segments,
             dead,
             broken: outcome.broken.or(self.row.broken.then(broken_before)),
@@ -420,6 +433,12 @@ impl<'a> Story<'a> {
 /// Why a log is broken whose damage an earlier start met.
 fn broken_before() -> String {
     "at an earlier start damage hid the last entry; it can't be proven without another replica"
+        .into()
+}
+
+/// Why a log is unproven whose damage an earlier start met.
+fn unproven_before() -> String {
+    "at an earlier start damage took terms or config entries; another replica must tell of them"
         .into()
 }
 
@@ -441,11 +460,13 @@ fn empty_row(spec: ReplicaSpec) -> TableReplica {
         log_start: 0,
         tail_closed: false,
         broken: false,
+        unproven: false,
         tail: parts.tail,
         committed: parts.committed,
         files: Vec::new(),
         producers: Arc::new(vec![0; 4]),
-        membership: Vec::new(),
+        membership: Membership::default(),
+        terms: parts.terms,
     }
 }
 

@@ -12,13 +12,15 @@ use crate::file_header::{FIRST_FRAME, FileHeader};
 use crate::frame::{EntryKind, FrameFault, FrameHeader};
 use crate::ids::FileId;
 use crate::log::Entry;
+use crate::log::effects::Effects;
+use crate::membership::Memberships;
 use crate::place::Place;
-use crate::producers::ProducerWrite;
 use crate::ranges::Ranges;
 use crate::scan::FrameScan;
 use crate::segment::{DamagedRange, Segment};
 use crate::shared::Shared;
 use crate::table::TableReplica;
+use crate::terms::TermRuns;
 
 /// A live file and where it ends.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +42,14 @@ pub(crate) struct Outcome {
     pub(crate) entries: VecDeque<Entry>,
     /// Behind the last of them.
     pub(crate) tail: Place,
+    /// Their terms, and those before that are known.
+    pub(crate) terms: TermRuns,
+    /// The table's, and the config entries behind.
+    pub(crate) memberships: Memberships,
     /// The last entry can't be proven.
     pub(crate) broken: Option<String>,
+    /// Terms or config entries were lost.
+    pub(crate) unproven: Option<String>,
 }
 
 struct Walker<'a> {
@@ -56,7 +64,10 @@ struct Walker<'a> {
     pos: u64,
     place: Place,
     entries: VecDeque<Entry>,
+    terms: TermRuns,
+    memberships: Memberships,
     broken: Option<String>,
+    unproven: Option<String>,
 }
 
 /// Walks one replica.
@@ -69,6 +80,8 @@ pub(crate) fn walk(
     report: &mut RecoveryReport,
 ) -> Result<Outcome> {
     let place = row.committed;
+    let mut terms = row.terms.clone();
+    terms.cut(place.index, place.term);
     let found = links.iter().position(|l| l.id == place.file);
     let mut walker = Walker {
         shared,
@@ -85,12 +98,18 @@ pub(crate) fn walk(
         },
         place,
         entries: VecDeque::new(),
+        terms,
+        memberships: Memberships::new(row.membership.clone()),
         broken: None,
+        unproven: None,
     };
     while walker.file()? {}
     Ok(Outcome {
         entries: walker.entries,
         tail: walker.place,
+        terms: walker.terms,
+        memberships: walker.memberships,
+        unproven: walker.unproven,
         broken: walker.broken,
     })
 }
@@ -144,12 +163,12 @@ impl Walker<'_> {
                 (self.place.index, self.place.next_offset, self.place.chain);
             let checked = scan.frame(self.pos)?.and_then(|(header, payload)| {
                 header.check_follows(index, offset, chain)?;
-                Ok((header, entry_effects(&header, payload)))
+                Ok((header, Effects::of(&header, payload)))
             });
             match checked {
-                Ok((header, (producer, log_start))) => {
+                Ok((header, effects)) => {
                     self.report.bytes_walked += header.frame_len();
-                    self.accept(segment, &header, self.pos, producer, log_start);
+                    self.accept(segment, &header, self.pos, effects);
                 }
                 // Only its beginning is proven: nobody was promised it.
                 Err(FrameFault::Short) => return Ok(false),
@@ -173,14 +192,7 @@ impl Walker<'_> {
         Ok(true)
     }
 
-    fn accept(
-        &mut self,
-        segment: &Segment,
-        header: &FrameHeader,
-        pos: u64,
-        producer: Option<ProducerWrite>,
-        log_start: Option<i64>,
-    ) {
+    fn accept(&mut self, segment: &Segment, header: &FrameHeader, pos: u64, effects: Effects) {
         self.place = Place {
             file: segment.id,
             pos: pos + header.frame_len(),
@@ -191,10 +203,15 @@ impl Walker<'_> {
             time_ms: header.append_time_ms,
         };
         self.pos = self.place.pos;
+        let committed = self.row.committed.index;
+        self.terms.push(header.index, header.term, committed);
+        if let Some(config) = effects.config {
+            self.memberships.push(header.index, config);
+        }
         self.entries.push_back(Entry {
             place: self.place,
-            producer,
-            log_start,
+            producer: effects.producer,
+            log_start: effects.log_start,
         });
     }
 
@@ -214,16 +231,19 @@ impl Walker<'_> {
                 .is_ok()
         {
             // The entry is known, only its payload is lost.
-            self.accept(segment, &header, pos, None, None);
+            if header.kind == EntryKind::Config {
+                self.unproven.get_or_insert_with(|| what.clone());
+            }
+            self.accept(segment, &header, pos, Effects::default());
         } else if let Some((at, header)) = scan.next_whole(pos, self.place.index)? {
             self.pos = at;
             let lost_to = header.base_offset;
             self.quarantine(segment, (pos, at), (from, lost_to), what);
             let effects = scan
                 .frame(at)?
-                .map(|(header, payload)| entry_effects(&header, payload));
-            let (producer, log_start) = effects.unwrap_or_default();
-            self.accept(segment, &header, at, producer, log_start);
+                .map(|(header, payload)| Effects::of(&header, payload));
+            self.bridge(header.index, header.term);
+            self.accept(segment, &header, at, effects.unwrap_or_default());
             return Ok(true);
         } else if self.row.tail.file == segment.id
             && self.row.tail.index > self.place.index
@@ -259,6 +279,7 @@ impl Walker<'_> {
 
     /// Goes on behind an entry that is known although its frame is lost.
     fn jump(&mut self, place: Place) {
+        self.bridge(place.index, place.term);
         self.place = place;
         self.pos = place.pos;
         self.entries.push_back(Entry {
@@ -266,6 +287,29 @@ impl Walker<'_> {
             producer: None,
             log_start: None,
         });
+    }
+
+    /// The entry before `index`, or that one too, can't be read: what is known of the terms in between. Any of them
+    /// may have been a config entry.
+    fn bridge(&mut self, index: u64, term: u64) {
+        let from = self.place;
+        if index <= from.index {
+            return;
+        }
+        let in_table = self.links[self.at].header.is_none() && index <= self.row.tail.index;
+        if in_table && self.row.terms.base() <= from.index {
+            self.terms.extend_from(&self.row.terms, from.index, index);
+        }
+        if self.terms.get(index) != Some(term) {
+            self.terms.cut(from.index, from.term);
+            if index == from.index + 1 {
+                self.terms.push(index, term, self.row.committed.index);
+            } else {
+                self.terms = TermRuns::at(index, term);
+            }
+        }
+        let lost = || format!("entries behind {} up to {index} can't be read", from.index);
+        self.unproven.get_or_insert_with(lost);
     }
 
     /// The whole file is gone. False: so is the end of the log.
@@ -302,23 +346,5 @@ impl Walker<'_> {
         self.at += 1;
         self.pos = FIRST_FRAME;
         Ok(true)
-    }
-}
-
-/// What an entry does besides being there.
-fn entry_effects(header: &FrameHeader, payload: &[u8]) -> (Option<ProducerWrite>, Option<i64>) {
-    match header.kind {
-        EntryKind::Data => {
-            let batch = timberline_record::BatchHeader::decode(payload).ok();
-            let write = batch.and_then(|b| {
-                ProducerWrite::of(&b, header.base_offset, header.index, header.append_time_ms)
-            });
-            (write, None)
-        }
-        EntryKind::LogStart => {
-            let start = payload.first_chunk::<8>().map(|b| i64::from_le_bytes(*b));
-            (None, start)
-        }
-        EntryKind::Noop | EntryKind::Config | EntryKind::Command => (None, None),
     }
 }
