@@ -2,7 +2,7 @@
 //! committed one, byte for byte; the committed one is opened and must give back everything.
 //!
 //! Two moments are kept. `running`: after a kill, the journal holds what the table does not. `closed`: after a clean
-//! stop, with a sealed segment. `UPDATE_FIXTURES=1` rewrites them, which is right only together with
+//! stop, with sealed segments. Those of older versions are read alike. `UPDATE_FIXTURES=1` rewrites them, which is right only together with
 //! `docs/storage-format.md` and a higher version of what changed.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -21,7 +21,7 @@ use timberline_storage::{
 };
 
 use dump::Tree;
-use history::{CLOSED, RUNNING};
+use history::{CLOSED, CLOSED_V1, FIRST_MEMBERS, NEXT_MEMBERS, RUNNING, RUNNING_V1};
 
 const DIR: &str = "/data";
 
@@ -80,7 +80,11 @@ fn check_contents(opened: &Opened) {
         history::options().directory_id.unwrap()
     );
     let ids: Vec<u64> = opened.logs.iter().map(|l| l.spec().replica.0).collect();
-    assert_eq!(ids, [1, 2, 4], "replica 3 was removed");
+    let has_members = ids == [1, 2, 4, 5];
+    assert!(
+        has_members || ids == [1, 2, 4],
+        "replica 3 was removed: {ids:?}"
+    );
 
     let data = log(opened, 1);
     assert_eq!(*data.spec(), history::spec(1));
@@ -131,6 +135,49 @@ fn check_contents(opened: &Opened) {
 
     let empty = log(opened, 4);
     assert_eq!((empty.last_index(), empty.segments()), (0, 0));
+    assert_eq!((empty.first_index(), empty.term_at(0)), (1, Some(0)));
+    assert_eq!(empty.membership(), (0, Default::default()));
+    if has_members {
+        check_members(opened);
+    }
+}
+
+fn terms(log: &Arc<Log>) -> Vec<Option<u64>> {
+    (0..=log.last_index() + 1).map(|i| log.term_at(i)).collect()
+}
+
+/// What version 1 did not have.
+fn check_members(opened: &Opened) {
+    let known = |of: &[u64]| {
+        of.iter()
+            .copied()
+            .map(Some)
+            .chain([None])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(terms(&log(opened, 1)), known(&[0, 1, 1, 1, 1, 2, 2]));
+    let state = log(opened, 2);
+    assert_eq!(state.membership(), (1, "voters: 1 2 3".into()));
+
+    let changing = log(opened, 5);
+    assert_eq!(terms(&changing), known(&[0, 3, 3, 5, 5]));
+    assert_eq!(changing.first_index(), 1);
+    assert_eq!(
+        (changing.hard_state().term, changing.hard_state().vote),
+        (5, 0)
+    );
+    assert_eq!(changing.last_membership(), (4, NEXT_MEMBERS.into()));
+    if changing.commit_index() < 4 {
+        let before = match changing.commit_index() {
+            // The commit index is known when something else was written after it.
+            0 => (0, Default::default()),
+            _ => (1, FIRST_MEMBERS.into()),
+        };
+        assert_eq!(changing.membership(), before);
+        changing.commit_to(4);
+    }
+    assert_eq!(changing.membership(), (4, NEXT_MEMBERS.into()));
+    assert_eq!(changing.unproven(), None);
 }
 
 #[test]
@@ -142,44 +189,75 @@ fn the_bytes_are_those_of_the_fixtures() {
 
 #[test]
 fn a_closed_directory_is_read() {
-    let opened = open(&disk_with(&Tree::load(CLOSED))).unwrap();
-    assert!(opened.report.clean);
-    assert_eq!((opened.report.cycles, opened.report.bytes_walked), (0, 0));
-    assert_eq!(opened.store.boot(), 2);
-    check_contents(&opened);
+    for fixture in [CLOSED, CLOSED_V1] {
+        let opened = open(&disk_with(&Tree::load(fixture))).unwrap();
+        assert!(opened.report.clean);
+        assert_eq!((opened.report.cycles, opened.report.bytes_walked), (0, 0));
+        assert_eq!(opened.store.boot(), 2);
+        check_contents(&opened);
+    }
 }
 
 #[test]
 fn a_killed_directory_is_recovered() {
-    let opened = open(&disk_with(&Tree::load(RUNNING))).unwrap();
-    assert!(!opened.report.clean);
-    assert!(opened.report.frames > 0);
-    check_contents(&opened);
+    for fixture in [RUNNING, RUNNING_V1] {
+        let opened = open(&disk_with(&Tree::load(fixture))).unwrap();
+        assert!(!opened.report.clean);
+        assert!(opened.report.frames > 0);
+        check_contents(&opened);
+    }
 }
 
 #[test]
 fn the_journal_alone_restores_files_that_the_table_does_not_list() {
-    let mut tree = Tree::load(RUNNING);
-    for name in history::BORN_AFTER_TABLE {
-        assert_eq!(tree.remove_matching(name), 1);
+    for fixture in [RUNNING, RUNNING_V1] {
+        let mut tree = Tree::load(fixture);
+        for name in history::BORN_AFTER_TABLE {
+            assert_eq!(tree.remove_matching(name), 1);
+        }
+        let opened = open(&disk_with(&tree)).unwrap();
+        check_contents(&opened);
     }
-    let opened = open(&disk_with(&tree)).unwrap();
-    check_contents(&opened);
 }
 
 #[test]
 fn the_older_table_and_the_journal_make_the_same() {
-    let mut tree = Tree::load(RUNNING);
-    assert_eq!(tree.remove_matching(history::NEWER_TABLE), 1);
-    tree.add(history::NEWER_TABLE, Vec::new());
-    let opened = open(&disk_with(&tree)).unwrap();
-    assert!(opened.report.table_lost);
-    check_contents(&opened);
+    for fixture in [RUNNING, RUNNING_V1] {
+        let mut tree = Tree::load(fixture);
+        assert_eq!(tree.remove_matching(history::NEWER_TABLE), 1);
+        tree.add(history::NEWER_TABLE, Vec::new());
+        let opened = open(&disk_with(&tree)).unwrap();
+        assert!(opened.report.table_lost);
+        check_contents(&opened);
+    }
+}
+
+#[test]
+fn a_version_1_row_tells_the_terms_that_its_places_prove() {
+    let opened = open(&disk_with(&Tree::load(CLOSED_V1))).unwrap();
+    let data = log(&opened, 1);
+    // The third file begins behind entry 4 of term 1, the last entry is 6 of term 2: where 2 began is not told.
+    assert_eq!((data.first_index(), data.first_stored_index()), (7, 1));
+    assert_eq!((data.term_at(5), data.term_at(6)), (None, Some(2)));
+    let opened = open(&disk_with(&Tree::load(RUNNING_V1))).unwrap();
+    let data = log(&opened, 1);
+    // The table's last entry is 3; the walk went on from there.
+    let known = [
+        None,
+        None,
+        Some(1),
+        Some(1),
+        Some(1),
+        Some(2),
+        Some(2),
+        None,
+    ];
+    assert_eq!(terms(&data), known);
 }
 
 #[test]
 fn the_real_disk_reads_them_too() {
-    for fixture in [RUNNING, CLOSED] {
+    for fixture in [RUNNING, CLOSED, RUNNING_V1, CLOSED_V1] {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::default();
         let root = dir.path().join("data");
@@ -205,7 +283,7 @@ fn a_rotten_version_in_one_table_slot_loses_nothing() {
 #[test]
 fn newer_versions_are_refused_and_left_alone() {
     // The version's low byte: of the identity, and of both checkpoint tables.
-    for files in [&["identity"][..], &["table.0", "table.1"][..]] {
+    for (files, known_here) in [(&["identity"][..], 1), (&["table.0", "table.1"][..], 2)] {
         let disk = disk_with(&Tree::load(CLOSED));
         for name in files {
             let path = Path::new(DIR).join(name);
@@ -230,11 +308,7 @@ fn newer_versions_are_refused_and_left_alone() {
         assert!(
             matches!(
                 refused,
-                Err(Error::NewerFormat {
-                    found: 99,
-                    known: 1,
-                    ..
-                })
+                Err(Error::NewerFormat { found: 99, known, .. }) if known == known_here
             ),
             "{refused:?}"
         );

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use timberline_record::{Batch, BatchBuilder, Codec, ProducerStamp, TimestampType};
 use timberline_storage::disk::{Disk, FaultDisk};
 use timberline_storage::{
-    EntryKind, HardState, Log, LogConfig, ReplicaId, ReplicaSpec, Store, StoreOptions,
+    EntryKind, FrameHeader, HardState, Log, LogConfig, ReplicaId, ReplicaSpec, Store, StoreOptions,
+    chain_seed,
 };
 use uuid::Uuid;
 
@@ -15,11 +16,17 @@ use crate::DIR;
 use crate::dump::Tree;
 
 /// Fixture: killed, with a journal to replay.
-pub(crate) const RUNNING: &str = "v1/running";
+pub(crate) const RUNNING: &str = "v2/running";
 /// Fixture: stopped cleanly.
-pub(crate) const CLOSED: &str = "v1/closed";
+pub(crate) const CLOSED: &str = "v2/closed";
+/// The same moments as version 1 left them, without replica 5: to be read for ever, written no more.
+pub(crate) const RUNNING_V1: &str = "v1/running";
+pub(crate) const CLOSED_V1: &str = "v1/closed";
 /// Ends of the names of the segments that the newest table of `running` does not list.
 pub(crate) const BORN_AFTER_TABLE: [&str; 2] = ["0004.seg", "0005.seg"];
+/// Memberships of replica 5.
+pub(crate) const FIRST_MEMBERS: &str = "voters: 1 2 5";
+pub(crate) const NEXT_MEMBERS: &str = "voters: 1 4 5";
 /// The slot with the newest table of `running`.
 pub(crate) const NEWER_TABLE: &str = "table.1";
 
@@ -95,6 +102,42 @@ fn vote(log: &Arc<Log>, term: u64, vote: u64) {
     log.set_hard_state(HardState { term, vote, commit });
 }
 
+/// Replica 5: what a follower is sent. Two memberships in two terms and two files; the second is not committed.
+fn change_members(store: &Store) -> Arc<Log> {
+    let log = store.create_replica(spec(5), config()).unwrap();
+    let mut chain = chain_seed(spec(5).topic, spec(5).partition);
+    let mut send = |kind, term, base_offset, payload: Bytes| {
+        let is_data = kind == EntryKind::Data;
+        let mut header = FrameHeader {
+            kind,
+            payload_len: payload.len() as u32,
+            payload_crc: crc32c::crc32c(&payload[if is_data { 21 } else { 0 }..]),
+            term,
+            index: log.last_index() + 1,
+            base_offset,
+            record_count: u32::from(is_data),
+            append_time_ms: 7_000,
+            chain: 0,
+        };
+        header.chain = header.chain_after(chain);
+        chain = header.chain;
+        log.append_frame(&header, payload).unwrap();
+    };
+    let stored = batch(&["sent"], 1_007, None);
+    let mut payload = stored.stamped_header(0, 3).to_vec();
+    payload.extend_from_slice(&stored.body());
+    vote(&log, 3, 2);
+    send(EntryKind::Config, 3, 0, FIRST_MEMBERS.into());
+    send(EntryKind::Data, 3, 0, payload.into());
+    settle(store);
+    log.commit_to(2);
+    log.maybe_roll(i64::MAX).unwrap();
+    vote(&log, 5, 0);
+    send(EntryKind::Noop, 5, 1, Bytes::new());
+    send(EntryKind::Config, 5, 1, NEXT_MEMBERS.into());
+    log
+}
+
 /// Writes the directory; returns it as it was while the store ran, and after a clean stop.
 pub(crate) fn write() -> (Tree, Tree) {
     let fault = FaultDisk::new(1);
@@ -157,15 +200,18 @@ pub(crate) fn write() -> (Tree, Tree) {
     data.append_batch(2, &batch(&["afterwards"], 1_006, None), 5_007)
         .unwrap();
     settle(&store);
+    let changing = change_members(&store);
+    settle(&store);
     closing_mark(&store);
     let running = Tree::take(&fault, Path::new(DIR));
 
     data.commit_to(data.last_index());
     state.commit_to(state.last_index());
+    changing.commit_to(changing.last_index());
     while let Some(seal) = store.begin_seal() {
         store.run_seal(seal).unwrap();
     }
     store.close().unwrap();
-    drop((data, state, empty));
+    drop((data, state, empty, changing));
     (running, Tree::take(&fault, Path::new(DIR)))
 }
