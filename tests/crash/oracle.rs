@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use timberline_record::{Batch, BatchHeader, ProducerStamp};
 use timberline_storage::{
-    BATCHES_REMEMBERED, EntryKind, Error, FrameHeader, HardState, Log, ReplicaSpec, SequenceCheck,
-    chain_seed, leader_epoch,
+    BATCHES_REMEMBERED, EntryKind, Error, FrameHeader, FramesOutcome, HardState, Log, ReplicaSpec,
+    SequenceCheck, chain_seed, leader_epoch,
 };
 
 /// A finding: what rule was broken, in words.
@@ -87,12 +87,10 @@ pub(crate) struct Replica {
     /// What was before the last cycle that was acknowledged.
     pub(crate) before_last_cycle: u64,
     pub(crate) committed: u64,
-    /// Term and vote as set last.
-    pub(crate) hard: (u64, u64),
-    /// Term and vote that were reported durable.
-    pub(crate) hard_acked: (u64, u64),
-    /// All that were set since.
-    pub(crate) hard_since: Vec<(u64, u64)>,
+    /// Terms and votes by version: what recovery found, and all that were set since.
+    hard_versions: Vec<(u64, u64)>,
+    /// The version that was reported durable.
+    hard_acked: usize,
     /// The highest log start that was durable, by a finished recovery.
     pub(crate) log_start_floor: i64,
     /// It must exist after a crash.
@@ -132,9 +130,8 @@ impl Replica {
             acked: 0,
             before_last_cycle: 0,
             committed: 0,
-            hard: (0, 0),
-            hard_acked: (0, 0),
-            hard_since: vec![(0, 0)],
+            hard_versions: vec![(0, 0)],
+            hard_acked: 0,
             log_start_floor: 0,
             born: false,
             removed: false,
@@ -179,6 +176,23 @@ impl Replica {
         payload: Payload<'_>,
         now_ms: i64,
     ) -> &Node {
+        let (_, node) = self.next(term, kind, &payload, now_ms);
+        let id = self.nodes.len();
+        self.by_chain.insert((node.index, node.chain), id);
+        apply(&mut self.producers, &node);
+        self.nodes.push(node);
+        self.path.push(id);
+        &self.nodes[id]
+    }
+
+    /// The entry that would be next, and its frame's header as any leader would write it.
+    pub(crate) fn next(
+        &self,
+        term: u64,
+        kind: EntryKind,
+        payload: &Payload<'_>,
+        now_ms: i64,
+    ) -> (FrameHeader, Node) {
         let tip = self.tip();
         let (index, base_offset) = (tip.index + 1, tip.next_offset);
         let mut node = Node {
@@ -206,19 +220,19 @@ impl Replica {
                 node.stored = stored.into();
                 node.next_offset += i64::from(header.record_count);
                 node.producer = header.producer().map(|p| (p, header.record_count));
-                node.timestamps = timestamps;
+                node.timestamps = timestamps.clone();
                 crc = header.crc;
             }
-            Payload::Plain(bytes) => node.stored = bytes,
+            Payload::Plain(bytes) => node.stored = bytes.clone(),
             Payload::LogStart(start) => {
                 node.stored = Bytes::copy_from_slice(&start.to_le_bytes());
-                node.log_start = Some(start);
+                node.log_start = Some(*start);
             }
         }
         if kind != EntryKind::Data {
             crc = crc32c(&node.stored);
         }
-        let header = FrameHeader {
+        let mut header = FrameHeader {
             kind,
             payload_len: node.stored.len() as u32,
             payload_crc: crc,
@@ -229,13 +243,9 @@ impl Replica {
             append_time_ms: node.time_ms,
             chain: 0,
         };
-        node.chain = header.chain_after(tip.chain);
-        let id = self.nodes.len();
-        self.by_chain.insert((index, node.chain), id);
-        apply(&mut self.producers, &node);
-        self.nodes.push(node);
-        self.path.push(id);
-        &self.nodes[id]
+        header.chain = header.chain_after(tip.chain);
+        node.chain = header.chain;
+        (header, node)
     }
 
     /// The log was truncated.
@@ -246,16 +256,30 @@ impl Replica {
         self.recount();
     }
 
-    pub(crate) fn set_hard(&mut self, term: u64, vote: u64) {
-        self.hard = (term, vote);
-        self.hard_since.push(self.hard);
+    /// Term and vote as set last.
+    pub(crate) fn hard(&self) -> (u64, u64) {
+        self.hard_versions[self.hard_versions.len() - 1]
     }
 
-    /// What was set up to now is durable.
-    pub(crate) fn hard_is_durable(&mut self) {
-        self.hard_acked = self.hard;
-        self.hard_since = vec![self.hard];
-        self.born = true;
+    /// Term and vote were set, and the log called that a version.
+    pub(crate) fn set_hard(&mut self, term: u64, vote: u64, version: u64) -> Check {
+        if (term, vote) != self.hard() {
+            self.hard_versions.push((term, vote));
+        }
+        let want = self.hard_versions.len() as u64 - 1;
+        ensure!(
+            version == want,
+            "{}: term {term} vote {vote} is version {version}, must be {want}",
+            self.spec.replica
+        );
+        Ok(())
+    }
+
+    /// A start: what it found is version 0.
+    fn hard_is_found(&mut self, log: &Log) {
+        let HardState { term, vote, .. } = log.hard_state();
+        self.hard_versions = vec![(term, vote)];
+        self.hard_acked = 0;
     }
 
     pub(crate) fn is_acked(&mut self, index: u64) -> Check {
@@ -272,7 +296,8 @@ impl Replica {
 
     /// Takes what the log says is durable by now; returns how many entries that adds.
     pub(crate) fn is_acked_by(&mut self, log: &Log) -> Check<u64> {
-        let durable = log.durable_index();
+        let told = log.durability();
+        let durable = told.index;
         ensure!(
             durable >= self.acked,
             "{}: durable went back from {} to {durable}",
@@ -283,9 +308,16 @@ impl Replica {
         if durable > 0 {
             self.is_acked(durable)?;
         }
-        if self.hard != (0, 0) && log.is_hard_state_durable() {
-            self.hard_is_durable();
-        }
+        let version = told.hard_version as usize;
+        ensure!(
+            (self.hard_acked..self.hard_versions.len()).contains(&version),
+            "{}: hard state {version} is durable, {} was, {} were set",
+            self.spec.replica,
+            self.hard_acked,
+            self.hard_versions.len()
+        );
+        self.hard_acked = version;
+        self.born |= version > 0;
         Ok(more)
     }
 
@@ -348,11 +380,8 @@ impl Replica {
         self.recount();
         if promise == Promise::All {
             self.check_hard(log)?;
-        } else {
-            let hard = log.hard_state();
-            self.hard = (hard.term, hard.vote);
-            self.hard_is_durable();
         }
+        self.hard_is_found(log);
         let commit = log.hard_state().commit;
         ensure!(
             commit <= last && log.commit_index() == commit,
@@ -379,25 +408,24 @@ impl Replica {
         );
         self.log_start_floor = log.log_start();
         self.born = true;
-        self.check_figures(log)
+        self.check_figures(log)?;
+        self.check_terms(log)?;
+        self.check_membership(log)
     }
 
-    fn check_hard(&mut self, log: &Log) -> Check {
+    fn check_hard(&self, log: &Log) -> Check {
         let id = self.spec.replica;
+        let acked = self.hard_versions[self.hard_acked];
+        let since = &self.hard_versions[self.hard_acked..];
         let HardState { term, vote, .. } = log.hard_state();
         let raised = (term, vote) == (self.tip().term, 0);
         ensure!(
-            self.hard_since.contains(&(term, vote)) || raised,
-            "{id}: recovered term {term} vote {vote}, acknowledged {:?}, set since {:?} (INV-5)",
-            self.hard_acked,
-            self.hard_since
+            since.contains(&(term, vote)) || raised,
+            "{id}: recovered term {term} vote {vote}, acknowledged and set since {since:?} (INV-5)",
         );
         ensure!(
-            term > self.hard_acked.0
-                || (term == self.hard_acked.0
-                    && (self.hard_acked.1 == 0 || vote == self.hard_acked.1)),
-            "{id}: term and vote went back from {:?} to {:?} (INV-5)",
-            self.hard_acked,
+            term > acked.0 || (term == acked.0 && (acked.1 == 0 || vote == acked.1)),
+            "{id}: term and vote went back from {acked:?} to {:?} (INV-5)",
             (term, vote)
         );
         ensure!(
@@ -405,9 +433,6 @@ impl Replica {
             "{id}: term {term} below the last entry's {}",
             self.tip().term
         );
-        self.hard = (term, vote);
-        self.hard_acked = self.hard;
-        self.hard_since = vec![self.hard];
         Ok(())
     }
 
@@ -440,6 +465,108 @@ impl Replica {
             told == want,
             "{id}: (last, chain, end, commit, high watermark, log start) are {told:?}, must be {want:?}"
         );
+        Ok(())
+    }
+
+    /// The term of every entry, and of none else.
+    pub(crate) fn check_terms(&self, log: &Log) -> Check {
+        let id = self.spec.replica;
+        let (first, stored, last) = (
+            log.first_index(),
+            log.first_stored_index(),
+            log.last_index(),
+        );
+        // Damage may take terms; then the log says so.
+        let unproven = self.damaged && log.unproven().is_some();
+        ensure!(
+            first == stored || unproven && first > stored,
+            "{id}: terms are known from {first} on, entries are there from {stored} on"
+        );
+        for index in 0..=last + 1 {
+            let known = (first - 1..=last).contains(&index);
+            let want = known.then(|| self.at(index).term);
+            let told = log.term_at(index);
+            ensure!(
+                told == want,
+                "{id}: term of entry {index} is {told:?}, must be {want:?}; first {first}, last {last}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The memberships as the last config entries say.
+    pub(crate) fn check_membership(&self, log: &Log) -> Check {
+        if self.damaged && log.unproven().is_some() {
+            return Ok(());
+        }
+        for (what, told, upto) in [
+            ("committed", log.membership(), self.committed),
+            ("last", log.last_membership(), self.last()),
+        ] {
+            let path = self.path[..=upto as usize].iter();
+            let mut nodes = path.rev().map(|&id| &self.nodes[id]);
+            let config = nodes.find(|n| n.kind == EntryKind::Config);
+            let want = config.map_or((0, Bytes::new()), |n| (n.index, n.stored.clone()));
+            ensure!(
+                told == want,
+                "{}: {what} membership is of entry {}, must be of {}, {upto} entries",
+                self.spec.replica,
+                told.0,
+                want.0
+            );
+        }
+        Ok(())
+    }
+
+    /// Frames from an index to another, read in pieces, byte for byte as a leader would have sent them.
+    pub(crate) fn check_frames(
+        &self,
+        log: &Arc<Log>,
+        from: u64,
+        to: u64,
+        max_bytes: usize,
+    ) -> Check {
+        let id = self.spec.replica;
+        let mut next = from;
+        while next <= to {
+            let frames = match log.frames(next, to, max_bytes) {
+                Ok(FramesOutcome::Frames(frames)) => frames,
+                Ok(FramesOutcome::Cold(cold)) => {
+                    cold.run().map_err(|e| format!("{id}: verifying: {e}"))?;
+                    continue;
+                }
+                Err(Error::Damaged { .. }) if self.damaged => {
+                    next += 1;
+                    continue;
+                }
+                Err(error) => return Err(format!("{id}: frames from {next}: {error}")),
+            };
+            ensure!(!frames.is_empty(), "{id}: no frames from {next} to {to}");
+            let bytes: usize = frames.iter().map(|f| f.1.len()).sum();
+            ensure!(
+                bytes <= max_bytes || frames.len() == 1,
+                "{id}: {} frames of {bytes} bytes, at most {max_bytes} asked",
+                frames.len()
+            );
+            for (header, payload) in frames {
+                ensure!(next <= to, "{id}: frame {next} was not asked for");
+                let node = self.at(next);
+                let told = (header.index, header.term, header.kind, header.chain);
+                let want = (node.index, node.term, node.kind, node.chain);
+                ensure!(
+                    told == want && payload == node.stored,
+                    "{id}: frame {next} is {told:?}, must be {want:?}, or its payload differs (INV-4)"
+                );
+                next += 1;
+            }
+        }
+        for (from, to) in [(log.first_index() - 1, to), (from, log.last_index() + 1)] {
+            let outcome = log.frames(from, to, 1);
+            ensure!(
+                matches!(outcome, Err(Error::IndexOutOfRange { .. })),
+                "{id}: frames from {from} to {to}, outside the log, are answered"
+            );
+        }
         Ok(())
     }
 

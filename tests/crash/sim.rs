@@ -16,7 +16,7 @@ use timberline_storage::bugs::Bug;
 use timberline_storage::disk::{Disk, FaultDisk, fault::Fault};
 use timberline_storage::{
     Checkpoint, CheckpointSync, Cycle, DirectSync, Error, JOURNAL_BYTES_MIN, Log, Opened,
-    RecoveryReport, SealDue, Store, StoreOptions,
+    RecoveryReport, ReplicaId, SealDue, Store, StoreOptions,
 };
 use uuid::Uuid;
 
@@ -73,7 +73,7 @@ macro_rules! stats {
 }
 
 stats! {
-    steps, appends, acked, reads, cycles, direct_syncs, early_syncs, checkpoints, seals, laps, ring_full,
+    steps, appends, sent, acked, reads, cycles, direct_syncs, early_syncs, checkpoints, seals, laps, ring_full,
     truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut,
     failed_writes, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
     tables_lost, files_deleted,
@@ -334,7 +334,7 @@ impl Sim {
                 return self.crash();
             }
         }
-        Ok(())
+        self.note_durable()
     }
 
     /// A write or a sync failed since the store was opened.
@@ -418,8 +418,19 @@ impl Sim {
         let Some((cycle, true)) = self.cycle.take_if(|(_, ran)| *ran) else {
             return Ok(());
         };
+        let durable = |logs: &BTreeMap<u64, Arc<Log>>| -> Vec<_> {
+            let of = |(&id, log): (&u64, &Arc<Log>)| (ReplicaId(id), log.durability());
+            logs.iter().map(of).collect()
+        };
+        let before = durable(&self.logs);
         let updates = self.store().finish_cycle(cycle);
         self.note(format!("finish cycle {updates:?}"));
+        for (before, (id, after)) in before.iter().zip(durable(&self.logs)) {
+            ensure!(
+                before.1 == after || updates.contains(&(id, after.index)),
+                "{id}: became durable up to {after:?}, and nobody is told"
+            );
+        }
         for replica in self.replicas.values_mut() {
             replica.before_last_cycle = replica.acked;
         }
@@ -891,7 +902,7 @@ impl Sim {
             let log = self.log(id);
             let max = self.rng.pick(&[1, 5_000, 1 << 20]);
             let time = self.now_ms - self.rng.below(60_000) as i64;
-            let first = log.first_index();
+            let first = log.first_stored_index();
             let last = log.last_index();
             let from = if first <= last {
                 self.rng.within(first, last)
@@ -906,6 +917,9 @@ impl Sim {
             replica.check_time(&log, time)?;
             replica.check_bounds(&log)?;
             replica.check_replay(&log, from)?;
+            replica.check_terms(&log)?;
+            replica.check_membership(&log)?;
+            replica.check_frames(&log, log.first_index(), last, max)?;
             if !replica.damaged {
                 replica.check_producers(&log, &template)?;
             }

@@ -7,7 +7,8 @@
 use bytes::Bytes;
 use timberline_record::{Batch, BatchBuilder, BatchHeader, Codec, ProducerStamp, TimestampType};
 use timberline_storage::{
-    Appended, EntryKind, Error, HardState, LogConfig, ReplicaId, ReplicaSpec, SequenceCheck,
+    Appended, EntryKind, Error, FrameHeader, HardState, LogConfig, ReplicaId, ReplicaSpec,
+    SequenceCheck,
 };
 use uuid::Uuid;
 
@@ -131,7 +132,7 @@ impl Sim {
     }
 
     pub(crate) fn append_batch(&mut self, id: u64) -> Check {
-        let term = self.leader_term(id);
+        let term = self.leader_term(id)?;
         let producer = self.next_batch_of_producer(id);
         let (now, sizes) = (self.now_ms, self.profile.sizes);
         let (batch, timestamps) = batch(&mut self.rng, &sizes, now, producer);
@@ -146,8 +147,12 @@ impl Sim {
             let template = self.template;
             self.replicas[&id].check_producers(&log, &template)?;
         }
-        let outcome = log.append_batch(term, &batch, now);
         let payload = Payload::Batch(&batch, timestamps);
+        let outcome = if self.rng.chance(50) {
+            self.send(id, term, EntryKind::Data, &payload)?
+        } else {
+            log.append_batch(term, &batch, now)
+        };
         self.appended(id, term, EntryKind::Data, payload, outcome)
     }
 
@@ -170,18 +175,75 @@ impl Sim {
     }
 
     fn append_plain(&mut self, id: u64) -> Check {
-        let term = self.leader_term(id);
+        let term = self.leader_term(id)?;
         let kind = self
             .rng
             .pick(&[EntryKind::Noop, EntryKind::Config, EntryKind::Command]);
         let len = self
             .rng
             .below(if kind == EntryKind::Noop { 1 } else { 600 });
-        let payload = Bytes::from(self.rng.bytes(len as usize));
-        let outcome = self
-            .log(id)
-            .append(term, kind, payload.clone(), self.now_ms);
-        self.appended(id, term, kind, Payload::Plain(payload), outcome)
+        let bytes = Bytes::from(self.rng.bytes(len as usize));
+        let payload = Payload::Plain(bytes.clone());
+        let outcome = if self.rng.chance(50) {
+            self.send(id, term, kind, &payload)?
+        } else {
+            self.log(id).append(term, kind, bytes, self.now_ms)
+        };
+        self.appended(id, term, kind, payload, outcome)
+    }
+
+    /// The entry comes as a frame from another replica; now and then a wrong one comes before it.
+    fn send(
+        &mut self,
+        id: u64,
+        term: u64,
+        kind: EntryKind,
+        payload: &Payload<'_>,
+    ) -> Check<Result<Appended, Error>> {
+        let log = self.log(id);
+        let (header, node) = self.replicas[&id].next(term, kind, payload, self.now_ms);
+        if self.rng.chance(10) {
+            self.send_wrong(id, &header, &node.stored)?;
+        }
+        self.stats.sent += 1;
+        Ok(log.append_frame(&header, node.stored))
+    }
+
+    /// Frames that must be refused, each in its way, and change nothing.
+    fn send_wrong(&mut self, id: u64, right: &FrameHeader, payload: &Bytes) -> Check {
+        let log = self.log(id);
+        if log.broken().is_some() || self.store().poisoned().is_some() {
+            return Ok(());
+        }
+        let (mut header, mut payload) = (*right, payload.clone());
+        let what = self.rng.below(6);
+        match what {
+            0 => header.index += self.rng.within(1, 3),
+            1 if right.index > 1 => header.index -= 1,
+            2 if log.last_term() > 0 && right.kind != EntryKind::Data => {
+                header.term = log.last_term() - 1;
+            }
+            3 => header.chain ^= 1 << self.rng.below(64),
+            4 => header.append_time_ms += 1,
+            _ if payload.is_empty() => return Ok(()),
+            _ => {
+                let mut bytes = payload.to_vec();
+                let at = self.rng.below(bytes.len() as u64) as usize;
+                bytes[at] ^= 1 << self.rng.below(8);
+                payload = bytes.into();
+            }
+        }
+        let outcome = log.append_frame(&header, payload);
+        let refused = match what {
+            0..=2 if header != *right => matches!(outcome, Err(Error::Refused(_))),
+            3 | 4 => matches!(outcome, Err(Error::Diverged { .. })),
+            _ => matches!(outcome, Err(Error::InvalidFrame { .. })),
+        };
+        ensure!(
+            refused || self.disk.crashed(),
+            "r{id}: a wrong frame ({what}) is answered {outcome:?}"
+        );
+        self.replicas[&id].check_figures(&log)
     }
 
     fn append_log_start(&mut self, id: u64) -> Check {
@@ -198,16 +260,15 @@ impl Sim {
             (start..=end).contains(&target),
             "r{id}: retention to {target} outside {start}..={end}"
         );
-        let term = self.leader_term(id);
+        let term = self.leader_term(id)?;
         self.stats.log_starts += 1;
-        let outcome = log.append_log_start(term, target, self.now_ms);
-        self.appended(
-            id,
-            term,
-            EntryKind::LogStart,
-            Payload::LogStart(target),
-            outcome,
-        )
+        let (kind, payload) = (EntryKind::LogStart, Payload::LogStart(target));
+        let outcome = if self.rng.chance(50) {
+            self.send(id, term, kind, &payload)?
+        } else {
+            log.append_log_start(term, target, self.now_ms)
+        };
+        self.appended(id, term, kind, payload, outcome)
     }
 
     /// Compares the answer to an append with the oracle's; a refused one must have changed nothing.
@@ -268,16 +329,16 @@ impl Sim {
     }
 
     /// A term that entries can be appended in: one that was set.
-    fn leader_term(&mut self, id: u64) -> u64 {
-        if self.replicas[&id].hard.0 == 0 {
-            self.set_term(id, 1);
+    fn leader_term(&mut self, id: u64) -> Check<u64> {
+        if self.replicas[&id].hard().0 == 0 {
+            self.set_term(id, 1)?;
         }
-        self.replicas[&id].hard.0
+        Ok(self.replicas[&id].hard().0)
     }
 
-    fn set_term(&mut self, id: u64, by: u64) {
+    fn set_term(&mut self, id: u64, by: u64) -> Check {
         let replica = &self.replicas[&id];
-        let (mut term, mut vote) = replica.hard;
+        let (mut term, mut vote) = replica.hard();
         if by == 0 && vote == 0 {
             vote = self.rng.within(1, 3);
         } else {
@@ -286,15 +347,15 @@ impl Sim {
         }
         self.note(format!("r{id} term {term} vote {vote}"));
         let commit = replica_commit(&self.replicas[&id]);
-        self.log(id)
+        let version = self
+            .log(id)
             .set_hard_state(HardState { term, vote, commit });
-        self.replica(id).set_hard(term, vote);
+        self.replica(id).set_hard(term, vote, version)
     }
 
     fn new_term(&mut self, id: u64) -> Check {
         let by = self.rng.below(3);
-        self.set_term(id, by);
-        Ok(())
+        self.set_term(id, by)
     }
 
     /// A leader of a new term replaces the uncommitted tail.
@@ -320,12 +381,17 @@ impl Sim {
         self.stats.truncations += 1;
         self.replicas[&id].check_figures(&log)?;
         if self.rng.chance(85) {
-            self.set_term(id, 1);
+            self.set_term(id, 1)?;
             for _ in 0..self.rng.within(1, 3) {
-                self.append_batch(id)?;
+                if self.rng.chance(80) {
+                    self.append_batch(id)?;
+                } else {
+                    self.append_plain(id)?;
+                }
             }
         }
-        Ok(())
+        self.replicas[&id].check_terms(&log)?;
+        self.replicas[&id].check_membership(&log)
     }
 
     fn roll(&mut self, id: u64) -> Check {
@@ -361,6 +427,7 @@ impl Sim {
             return Ok(());
         }
         result?;
+        self.read_frames(id)?;
         self.stats.reads += 1;
         if self.rng.chance(20) {
             let time = self.now_ms - self.rng.below(30_000) as i64;
@@ -368,6 +435,20 @@ impl Sim {
             self.replicas[&id].check_bounds(&log)?;
         }
         Ok(())
+    }
+
+    /// Some frames, as a leader sends them to one that lags.
+    fn read_frames(&mut self, id: u64) -> Check {
+        let log = self.log(id);
+        let (first, last) = (log.first_index(), log.last_index());
+        if first > last {
+            return Ok(());
+        }
+        let from = self.rng.within(first, last);
+        let to = self.rng.within(from, last);
+        let max = self.rng.pick(&[1, 2_000, 100_000, 1 << 20]);
+        let result = self.replicas[&id].check_frames(&log, from, to, max);
+        if self.disk.crashed() { Ok(()) } else { result }
     }
 }
 

@@ -111,7 +111,11 @@ impl Log {
                 state.sealing.push(segment.id);
                 let membership = &state.memberships.committed;
                 let known = membership.index <= next.first.index && state.unproven.is_none();
-                let membership = known.then(|| membership.clone()).unwrap_or_default();
+                let membership = if known {
+                    membership.clone()
+                } else {
+                    Membership::default()
+                };
                 let due = SealDue {
                     log: self.clone(),
                     file: Complete {
