@@ -1,0 +1,313 @@
+//! One replica of one group: proposals in, messages both ways, commit out. No I/O of its own, no clock, no thread.
+//!
+//! ```text
+//! propose ─► log.append ─► raft (stub) ─┐
+//! step ────► checks ─────► raft ────────┤► turn: ready ─► log (hard state, entries) ─► messages, each after what it
+//! tick ────────────────────► raft ──────┘                                             promises is durable (INV-5)
+//! durable ─► stages that wait for it ─► raft may commit ─► log.commit_to
+//! ```
+//!
+//! **Invariants.** The library and the log agree on the last index whenever [`Group::turn`] has returned. Payload never
+//! enters the library. A vote, and the acceptance of entries, leave only after hard state and entries before them are on
+//! stable storage. A panic inside stops this group and no other.
+
+mod propose;
+mod send;
+mod step;
+mod turn;
+mod view;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use raft::{RawNode, StateRole};
+use timberline_storage::{ColdRead, EntryKind};
+
+use crate::error::OpenError;
+use crate::log_store::{Frames, LogStore};
+use crate::membership::{ConfigEntry, Membership};
+use crate::message::{Envelope, Frame, NodeId};
+use crate::raft_storage::{RaftStorage, conf_state};
+use crate::timing::Timing;
+
+pub use step::{Dropped, FRAMES_MAX};
+pub use view::{PeerView, Role, View};
+
+/// Messages to one follower that may be under way unanswered.
+const IN_FLIGHT_MESSAGES_MAX: usize = 256;
+/// Payload in one message, about.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// The longest timeout in ticks that can be set; a bound that the library wants.
+const TIMEOUT_TICKS_MAX: usize = 1 << 20;
+
+/// What a group must be told.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupOptions {
+    /// This replica.
+    pub node: NodeId,
+    /// The group's tag: the chain's seed.
+    pub tag: u64,
+    /// For randomized timeouts.
+    pub seed: u64,
+    /// Timeouts in ticks.
+    pub timing: Timing,
+}
+
+/// What a turn wants done, and what it found out.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be sent, in order for each receiver.
+    pub messages: Vec<Envelope>,
+    /// Reads that must run where blocking is allowed, and the follower that waits for each: then
+    /// [`Group::cold_done`].
+    pub cold: Vec<(NodeId, ColdRead)>,
+}
+
+/// What waits until a ready's hard state and entries are durable.
+struct Stage {
+    number: u64,
+    /// The last entry that it wrote, if it wrote any; lowered when that is cut off.
+    last_index: Option<u64>,
+    hard_version: u64,
+    messages: Vec<raft::eraftpb::Message>,
+}
+
+/// One replica of one group.
+pub struct Group<S: LogStore> {
+    raw: RawNode<RaftStorage<S>>,
+    options: GroupOptions,
+    rng: SmallRng,
+    membership: Membership,
+    /// Revision of the last applied configuration entry.
+    revision: u64,
+    /// Bounded by what is under way to the disk.
+    stages: VecDeque<Stage>,
+    /// Beats' answers that wait for the hard state alone.
+    beat_replies: Vec<(u64, raft::eraftpb::Message)>,
+    /// Frames of messages that were stepped since the last turn, by index and term.
+    incoming: BTreeMap<(u64, u64), Frame>,
+    /// Term and vote set last, and the version of that.
+    hard: (u64, u64),
+    hard_version: u64,
+    /// Highest commit index that the log was told.
+    committed: u64,
+    /// The election timeout that was set, in ticks, and for which leader.
+    timeout: (usize, NodeId),
+    stopped: Option<String>,
+}
+
+impl<S: LogStore> Group<S> {
+    /// Opens a replica on its log. A replica that is its group's only voter campaigns at once. Blocking: it may read
+    /// the log's tail.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(options: GroupOptions, log: S) -> Result<Group<S>, OpenError> {
+        let (_, payload) = log.membership();
+        let (membership, revision) = if payload.is_empty() {
+            (Membership::default(), 0)
+        } else {
+            let entry = ConfigEntry::decode(&payload)?;
+            (entry.result, entry.revision)
+        };
+        let committed = log.commit_index();
+        let configs = unapplied_configs(&log, committed)?;
+        let timing = options.timing;
+        let config = raft::Config {
+            id: options.node,
+            election_tick: timing.election_ticks,
+            heartbeat_tick: timing.beat_ticks,
+            max_election_tick: TIMEOUT_TICKS_MAX,
+            applied: committed,
+            max_size_per_msg: MESSAGE_BYTES_MAX as u64,
+            max_inflight_msgs: IN_FLIGHT_MESSAGES_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            skip_bcast_commit: true,
+            batch_append: true,
+            ..raft::Config::default()
+        };
+        let hard = log.hard_state();
+        let storage = RaftStorage {
+            initial: conf_state(&membership),
+            configs,
+            last_index: log.last_index(),
+            log,
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&config, storage, &logger)
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let mut group = Group {
+            raw,
+            rng: SmallRng::seed_from_u64(options.seed ^ options.node),
+            options,
+            membership,
+            revision,
+            stages: VecDeque::new(),
+            beat_replies: Vec::new(),
+            incoming: BTreeMap::new(),
+            hard: (hard.term, hard.vote),
+            hard_version: 0,
+            committed,
+            timeout: (0, 0),
+            stopped: None,
+        };
+        group.retime();
+        if group.is_sole_voter() {
+            group.campaign();
+        }
+        Ok(group)
+    }
+
+    /// Stands for election at once, if it may.
+    pub fn campaign(&mut self) {
+        if self.may_stand() {
+            self.contained("campaigning", |group| {
+                group.raw.campaign().map_err(|error| error.to_string())
+            });
+        }
+    }
+
+    /// A tick passed. Ticks that came late count once: call it once, however late.
+    pub fn tick(&mut self) {
+        if self.stopped.is_some() || !self.may_stand() {
+            return;
+        }
+        self.contained("ticking", |group| {
+            group.raw.tick();
+            group.finish_joint();
+            Ok(())
+        });
+    }
+
+    /// A sole voter wins in the step in which it stands, and what it has must be durable by then.
+    fn may_stand(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        !self.is_sole_voter() || log.persisted >= log.last_index() || self.is_leader()
+    }
+
+    fn is_sole_voter(&self) -> bool {
+        let alone = |members: &[crate::membership::Member]| matches!(members, [only] if only.node == self.options.node);
+        alone(&self.membership.voters) && !self.membership.is_joint()
+    }
+
+    /// Connections to these replicas were reset and can't be made again: a leader among them is taken for dead, and
+    /// its successors stand by rank.
+    pub fn lost(&mut self, is_lost: impl Fn(NodeId) -> bool) {
+        let raft = &mut self.raw.raft;
+        let leader = raft.leader_id;
+        if raft.state == StateRole::Follower && leader != 0 && is_lost(leader) {
+            raft.election_elapsed = raft.election_elapsed.max(self.options.timing.election_ticks);
+        }
+        if raft.state == StateRole::Leader {
+            let lost: Vec<NodeId> = raft.prs().iter().map(|(&id, _)| id).collect();
+            for node in lost.into_iter().filter(|&node| is_lost(node)) {
+                self.unreachable(node);
+            }
+        }
+    }
+
+    /// Messages to this replica were dropped: it is probed until it answers.
+    pub fn unreachable(&mut self, node: NodeId) {
+        self.raw.report_unreachable(node);
+    }
+
+    /// A cold read for this follower is done.
+    pub fn cold_done(&mut self, node: NodeId) {
+        self.contained("sending", |group| {
+            let raft = &mut group.raw.raft;
+            if raft.state == StateRole::Leader && raft.prs().get(node).is_some() {
+                if let Some(progress) = raft.mut_prs().get_mut(node) {
+                    progress.resume();
+                }
+                raft.send_append(node);
+            }
+            Ok(())
+        });
+    }
+
+    /// The log, for reading.
+    pub fn log(&self) -> &S {
+        &self.raw.raft.raft_log.store.log
+    }
+
+    /// Gives the log back.
+    pub fn into_log(self) -> S {
+        self.raw.raft.r.raft_log.store.log
+    }
+
+    /// Runs what may panic inside the library, or fail: either stops the group.
+    fn contained(&mut self, what: &str, work: impl FnOnce(&mut Self) -> Result<(), String>) {
+        if self.stopped.is_some() {
+            return;
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self)));
+        let why = match result {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why,
+            Err(panic) => panic_text(&*panic),
+        };
+        tracing::error!(
+            node = self.options.node,
+            what,
+            why,
+            "a group stops; its replica takes no part until a restart"
+        );
+        self.stop(format!("{what}: {why}"));
+    }
+
+    /// Takes no part any more.
+    pub fn stop(&mut self, why: String) {
+        self.stages.clear();
+        self.beat_replies.clear();
+        self.incoming.clear();
+        self.stopped.get_or_insert(why);
+    }
+
+    /// Sets the election timeout by rank, once whenever the library has set one by chance.
+    fn retime(&mut self) {
+        let leader = self.raw.raft.leader_id;
+        if (self.raw.raft.randomized_election_timeout(), leader) == self.timeout {
+            return;
+        }
+        let timing = &self.options.timing;
+        let ticks = timing.timeout(
+            &self.membership,
+            leader,
+            self.options.node,
+            &mut self.rng,
+        );
+        self.raw.raft.set_randomized_election_timeout(ticks);
+        self.timeout = (ticks, leader);
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("panic").to_owned()
+}
+
+/// Configuration entries behind the commit index.
+fn unapplied_configs<S: LogStore>(
+    log: &S,
+    committed: u64,
+) -> Result<BTreeMap<u64, bytes::Bytes>, OpenError> {
+    let mut configs = BTreeMap::new();
+    let (mut next, last) = (committed + 1, log.last_index());
+    while next <= last {
+        match log.frames(next, last, MESSAGE_BYTES_MAX)? {
+            Frames::Cold(cold) => cold.run()?,
+            Frames::Ready(frames) => {
+                for frame in frames {
+                    next = frame.header.index + 1;
+                    if frame.header.kind == EntryKind::Config {
+                        configs.insert(frame.header.index, frame.payload);
+                    }
+                }
+            }
+        }
+    }
+    Ok(configs)
+}

@@ -1,0 +1,225 @@
+//! Messages coming in: checked here, so that nothing a peer sends can bring the library down.
+
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use timberline_storage::EntryKind;
+
+use super::Group;
+use crate::log_store::LogStore;
+use crate::membership::ConfigEntry;
+use crate::message::{Append, AppendReply, Body, Candidacy, Envelope, VoteReply};
+
+/// What the library puts into a vote request that a leader asked for.
+const TRANSFER: &[u8] = b"CampaignTransfer";
+/// Frames in one message that are accepted.
+pub const FRAMES_MAX: usize = 4096;
+/// Terms and indexes beyond this are no real ones; sums of them stay in range.
+const NUMBER_MAX: u64 = 1 << 62;
+
+/// Why a message was not stepped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Dropped {
+    /// It is for another replica, or of another group.
+    #[error("it is addressed to another replica or group")]
+    Misaddressed,
+    /// No replica of ours sends such a thing.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    /// There is no space for its entries; the leader sends them again.
+    #[error("no space for its entries")]
+    NoSpace,
+    /// The group has stopped.
+    #[error("the group has stopped")]
+    Stopped,
+}
+
+impl<S: LogStore> Group<S> {
+    /// Takes a message in. Its effects come with the next turn.
+    ///
+    /// # Errors
+    /// [`Dropped`]: nothing changed.
+    pub fn step(&mut self, envelope: Envelope) -> Result<(), Dropped> {
+        if self.stopped.is_some() {
+            return Err(Dropped::Stopped);
+        }
+        let Envelope {
+            group,
+            from,
+            to,
+            term,
+            body,
+        } = envelope;
+        if group != self.options.tag || to != self.options.node || from == to || from == 0 {
+            return Err(Dropped::Misaddressed);
+        }
+        if term == 0 || term > NUMBER_MAX {
+            return Err(Dropped::Malformed("term"));
+        }
+        let mut message = Message::default();
+        message.from = from;
+        message.to = to;
+        message.term = term;
+        self.fill(&mut message, body)?;
+        self.contained("stepping", |group| {
+            match group.raw.step(message) {
+                Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+            group.guard_progress(from);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn fill(&mut self, message: &mut Message, body: Body) -> Result<(), Dropped> {
+        let last = self.raw.raft.raft_log.last_index();
+        match body {
+            Body::PreVote(candidacy) => {
+                message.set_msg_type(MessageType::MsgRequestPreVote);
+                candidacy_of(message, &candidacy)?;
+            }
+            Body::Vote(candidacy) => {
+                message.set_msg_type(MessageType::MsgRequestVote);
+                candidacy_of(message, &candidacy)?;
+            }
+            Body::PreVoteReply(reply) => {
+                message.set_msg_type(MessageType::MsgRequestPreVoteResponse);
+                reply_of(message, &reply)?;
+            }
+            Body::VoteReply(reply) => {
+                message.set_msg_type(MessageType::MsgRequestVoteResponse);
+                reply_of(message, &reply)?;
+            }
+            Body::Append(append) => self.append_of(message, append)?,
+            Body::AppendReply(reply) => append_reply_of(message, &reply, last)?,
+            Body::Beat { commit } => {
+                message.set_msg_type(MessageType::MsgHeartbeat);
+                // A leader names what this replica acknowledged. What is missing of that was lost here (INV-6).
+                if commit > last {
+                    self.stop(format!(
+                        "the leader was told of entries up to {commit}, the log ends at {last}: it lost what it acknowledged"
+                    ));
+                    return Err(Dropped::Stopped);
+                }
+                message.commit = commit;
+            }
+            Body::BeatReply { commit } => {
+                message.set_msg_type(MessageType::MsgHeartbeatResponse);
+                message.commit = commit.min(last);
+            }
+            Body::TimeoutNow => message.set_msg_type(MessageType::MsgTimeoutNow),
+            Body::Snapshot(_) => return Err(Dropped::Malformed("snapshots go beside this way")),
+        }
+        Ok(())
+    }
+
+    fn append_of(&mut self, message: &mut Message, append: Append) -> Result<(), Dropped> {
+        let Append {
+            prev_index,
+            prev_term,
+            commit,
+            frames,
+        } = append;
+        if prev_index > NUMBER_MAX || prev_term > message.term || frames.len() > FRAMES_MAX {
+            return Err(Dropped::Malformed("append"));
+        }
+        let (mut index, mut term) = (prev_index, prev_term);
+        let mut entries = Vec::with_capacity(frames.len());
+        let mut new_bytes = 0;
+        let last = self.raw.raft.raft_log.last_index();
+        for frame in &frames {
+            let header = &frame.header;
+            let follows = header.index == index + 1
+                && header.term >= term
+                && header.term <= message.term
+                && header.payload_len as usize == frame.payload.len();
+            if !follows {
+                return Err(Dropped::Malformed("frames that do not follow each other"));
+            }
+            (index, term) = (header.index, header.term);
+            if index > last {
+                new_bytes += frame.payload.len() as u64;
+            }
+            let mut entry = Entry::default();
+            (entry.index, entry.term) = (index, term);
+            if header.kind == EntryKind::Config {
+                ConfigEntry::decode(&frame.payload)
+                    .map_err(|_| Dropped::Malformed("configuration entry"))?;
+                entry.set_entry_type(EntryType::EntryConfChangeV2);
+            }
+            entries.push(entry);
+        }
+        // An entry can't be given back once the library has it.
+        if new_bytes > 0 && self.log().reserve(new_bytes).is_err() {
+            return Err(Dropped::NoSpace);
+        }
+        message.set_msg_type(MessageType::MsgAppend);
+        message.index = prev_index;
+        message.log_term = prev_term;
+        message.commit = commit;
+        message.set_entries(entries.into());
+        for frame in frames {
+            let key = (frame.header.index, frame.header.term);
+            self.incoming.insert(key, frame);
+        }
+        Ok(())
+    }
+
+    /// The library may set the next index at or below what is matched while it probes; later versions don't.
+    fn guard_progress(&mut self, from: u64) {
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(from)
+            && progress.next_idx <= progress.matched
+        {
+            progress.next_idx = progress.matched + 1;
+        }
+    }
+}
+
+fn candidacy_of(message: &mut Message, candidacy: &Candidacy) -> Result<(), Dropped> {
+    if candidacy.last_term > message.term || candidacy.last_index > NUMBER_MAX {
+        return Err(Dropped::Malformed("candidacy"));
+    }
+    message.index = candidacy.last_index;
+    message.log_term = candidacy.last_term;
+    message.commit = candidacy.commit;
+    message.commit_term = candidacy.commit_term;
+    if candidacy.transfer {
+        message.context = TRANSFER.into();
+    }
+    Ok(())
+}
+
+fn reply_of(message: &mut Message, reply: &VoteReply) -> Result<(), Dropped> {
+    if reply.commit > NUMBER_MAX || reply.commit_term > NUMBER_MAX {
+        return Err(Dropped::Malformed("vote"));
+    }
+    message.reject = !reply.granted;
+    message.commit = reply.commit;
+    message.commit_term = reply.commit_term;
+    Ok(())
+}
+
+fn append_reply_of(message: &mut Message, reply: &AppendReply, last: u64) -> Result<(), Dropped> {
+    message.set_msg_type(MessageType::MsgAppendResponse);
+    message.index = reply.index;
+    message.commit = reply.commit.min(last);
+    match reply.refused {
+        None if reply.index > last => {
+            return Err(Dropped::Malformed("more acknowledged than was sent"));
+        }
+        None => {}
+        Some(mismatch) => {
+            if mismatch.hint > NUMBER_MAX || reply.index > NUMBER_MAX {
+                return Err(Dropped::Malformed("refusal"));
+            }
+            message.reject = true;
+            message.reject_hint = mismatch.hint;
+            message.log_term = mismatch.hint_term;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a vote request was asked for by the leader.
+pub(super) fn is_transfer(message: &Message) -> bool {
+    message.context.as_ref() == TRANSFER
+}

@@ -1,0 +1,158 @@
+//! What others may know of a group.
+
+use raft::{ProgressState, StateRole};
+
+use super::Group;
+use crate::log_store::LogStore;
+use crate::membership::Membership;
+use crate::message::NodeId;
+
+/// What a replica is in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It follows, or waits to hear of a leader.
+    Follower,
+    /// It stands for election.
+    Candidate,
+    /// It leads.
+    Leader,
+}
+
+/// A member as its leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerView {
+    /// The member.
+    pub node: NodeId,
+    /// Everything up to here is on its stable storage.
+    pub matched: u64,
+    /// It was heard of within the election timeout.
+    pub active: bool,
+    /// It waits for a snapshot.
+    pub in_snapshot: bool,
+}
+
+/// A group at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// What this replica is.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Whom it takes for the leader.
+    pub leader: Option<NodeId>,
+    /// Its commit index.
+    pub committed: u64,
+    /// Its last index.
+    pub last_index: u64,
+    /// The members, as applied.
+    pub membership: Membership,
+    /// As seen by the leader; empty elsewhere.
+    pub peers: Vec<PeerView>,
+}
+
+impl<S: LogStore> Group<S> {
+    /// What this replica is.
+    pub fn role(&self) -> Role {
+        match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        }
+    }
+
+    /// Whether this replica leads.
+    pub fn is_leader(&self) -> bool {
+        self.stopped.is_none() && self.raw.raft.state == StateRole::Leader
+    }
+
+    /// The current term.
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    /// Whom it takes for the leader.
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(self.raw.raft.leader_id).filter(|&node| node != 0)
+    }
+
+    /// This replica.
+    pub fn node(&self) -> NodeId {
+        self.options.node
+    }
+
+    /// The tag of the group.
+    pub fn tag(&self) -> u64 {
+        self.options.tag
+    }
+
+    /// The highest index known to be committed.
+    pub fn commit_index(&self) -> u64 {
+        self.committed
+    }
+
+    /// Whether a leader has committed an entry of its own term: before that its commit index may be behind what was
+    /// acknowledged (Raft section 8).
+    pub fn is_caught_up(&self) -> bool {
+        self.is_leader() && self.raw.raft.commit_to_current_term()
+    }
+
+    /// The members, as applied.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Revision of the metadata that asked for this membership.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Why it takes no part any more.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// Whether elections need ticks: a sole voter's do not.
+    pub fn needs_ticks(&self) -> bool {
+        self.stopped.is_none() && !(self.is_sole_voter() && self.is_leader() && self.membership.learners.is_empty())
+    }
+
+    /// Whether a leadership transfer is under way.
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// The members as this leader sees them; empty on others.
+    pub fn peers(&self) -> Vec<PeerView> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let node = self.options.node;
+        let mut peers: Vec<PeerView> = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .map(|(&id, progress)| PeerView {
+                node: id,
+                matched: progress.matched,
+                active: id == node || progress.recent_active,
+                in_snapshot: progress.state == ProgressState::Snapshot,
+            })
+            .collect();
+        peers.sort_by_key(|peer| peer.node);
+        peers
+    }
+
+    /// Everything at once.
+    pub fn view(&self) -> View {
+        View {
+            role: self.role(),
+            term: self.term(),
+            leader: self.leader(),
+            committed: self.committed,
+            last_index: self.raw.raft.raft_log.last_index(),
+            membership: self.membership.clone(),
+            peers: self.peers(),
+        }
+    }
+}

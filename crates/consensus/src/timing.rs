@@ -1,0 +1,73 @@
+//! When a follower stands for election: successors have ranks, so that they do not stand against each other.
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::membership::Membership;
+use crate::message::NodeId;
+
+/// Timeouts in ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A leader not heard of for so long may be replaced; a leader that hears of no majority for so long steps down.
+    pub election_ticks: usize,
+    /// Between two beats.
+    pub beat_ticks: usize,
+    /// Beyond the election timeout until the first successor stands.
+    pub first_ticks: usize,
+    /// Between one successor and the next.
+    pub rank_ticks: usize,
+}
+
+impl Default for Timing {
+    /// For ticks of 25 ms: 300 ms, 100 ms, 50 ms, 100 ms.
+    fn default() -> Timing {
+        Timing {
+            election_ticks: 12,
+            beat_ticks: 4,
+            first_ticks: 2,
+            rank_ticks: 4,
+        }
+    }
+}
+
+impl Timing {
+    /// The timeout of `node` while it follows `leader` (0: nobody).
+    pub(crate) fn timeout(
+        &self,
+        membership: &Membership,
+        leader: NodeId,
+        node: NodeId,
+        rng: &mut SmallRng,
+    ) -> usize {
+        match rank(membership, leader, node) {
+            Some(rank) => self.election_ticks + self.first_ticks + rank * self.rank_ticks,
+            // Nobody to succeed: by chance, over one more timeout.
+            None => self.election_ticks + rng.random_range(0..self.election_ticks),
+        }
+    }
+}
+
+/// The place of `node` among the voters behind `leader`, from 0.
+fn rank(membership: &Membership, leader: NodeId, node: NodeId) -> Option<usize> {
+    let at = |wanted: NodeId| membership.voters.iter().position(|m| m.node == wanted);
+    let (leader, node, voters) = (at(leader)?, at(node)?, membership.voters.len());
+    ((node + voters - leader) % voters).checked_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Member;
+
+    #[test]
+    fn successors_stand_in_the_order_behind_the_leader() {
+        let member = |node| Member { node, broker: 0 };
+        let membership = Membership::of_voters(vec![member(7), member(3), member(5)]);
+        let ranks = |leader| [7, 3, 5].map(|node| rank(&membership, leader, node));
+        assert_eq!(ranks(7), [None, Some(0), Some(1)]);
+        assert_eq!(ranks(3), [Some(1), None, Some(0)]);
+        assert_eq!(ranks(5), [Some(0), Some(1), None]);
+        assert_eq!(ranks(9), [None, None, None]);
+    }
+}

@@ -1,0 +1,10 @@
+//! Scripts of a few replicas: each reads like a page of the protocol's documentation.
+//!
+//! `world` has the replicas, their logs in memory, and a network that delivers when it is told to. Nothing here runs by
+//! itself: a script says who ticks, whose sync ends, which messages arrive.
+
+mod elections;
+mod hostile;
+mod logs;
+mod members;
+mod world;

@@ -1,0 +1,208 @@
+//! Changes of the membership, interrupted at every step.
+
+use timberline_consensus::{Change, Refused};
+
+use super::world::{World, member};
+
+fn change(world: &mut World, leader: u64, changes: Vec<Change>) -> Result<u64, Refused> {
+    let index = world.group(leader).propose_membership(5, changes, 0)?;
+    world.turn(leader);
+    Ok(index)
+}
+
+fn voters(world: &World, node: u64) -> Vec<u64> {
+    let membership = world.groups[&node].membership();
+    let mut voters: Vec<_> = membership.voters.iter().map(|m| m.node).collect();
+    voters.sort_unstable();
+    voters
+}
+
+#[test]
+fn a_learner_is_added_follows_and_gets_a_vote() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.propose(1, "a").unwrap();
+    world.settle();
+    world.add_empty(4);
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(10);
+    assert_eq!(world.committed(4), ["a"]);
+    assert_eq!(voters(&world, 4), [1, 2, 3]);
+    // A learner does not count: two of three voters are needed.
+    world.slow.extend([2, 3]);
+    world.propose(1, "b").unwrap();
+    world.settle();
+    assert_eq!(world.committed(1), ["a"]);
+    world.slow.clear();
+    world.pass(5);
+    change(&mut world, 1, vec![Change::AddVoter(member(4))]).unwrap();
+    world.pass(10);
+    for node in 1..=4 {
+        assert_eq!(voters(&world, node), [1, 2, 3, 4]);
+    }
+}
+
+#[test]
+fn voters_are_exchanged_through_a_joint_configuration() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.add_empty(4);
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(10);
+    change(
+        &mut world,
+        1,
+        vec![Change::AddVoter(member(4)), Change::Remove(3)],
+    )
+    .unwrap();
+    world.pass(10);
+    assert_eq!(voters(&world, 1), [1, 2, 4]);
+    assert!(!world.groups[&1].membership().is_joint());
+    world.groups.remove(&3);
+    world.propose(1, "a").unwrap();
+    world.pass(5);
+    assert_eq!(world.committed(4), ["a"]);
+}
+
+#[test]
+fn a_joint_configuration_needs_both_majorities() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    for node in [4, 5, 6] {
+        world.add_empty(node);
+        change(&mut world, 1, vec![Change::AddLearner(member(node))]).unwrap();
+        world.pass(5);
+    }
+    let changes = [4, 5, 6].map(|n| Change::AddVoter(member(n))).into_iter();
+    let changes = changes.chain([Change::Remove(2), Change::Remove(3)]).collect();
+    change(&mut world, 1, changes).unwrap();
+    world.settle();
+    // Applied, and left at the next tick of the leader; until then two of {1,2,3} and three of {1,4,5,6} are needed.
+    assert!(world.groups[&1].membership().is_joint());
+    world.slow.extend([2, 3]);
+    world.propose(1, "a").unwrap();
+    world.settle();
+    assert!(world.committed(1).is_empty(), "the old voters' majority is missing");
+    world.slow.clear();
+    world.slow.extend([4, 5, 6]);
+    world.turn(2);
+    world.turn(3);
+    world.propose(1, "b").unwrap();
+    world.settle();
+    assert!(!world.committed(1).contains(&"b".to_owned()), "the new voters' majority is missing");
+    world.slow.clear();
+    world.pass(10);
+    assert_eq!(world.committed(1), ["a", "b"]);
+    assert_eq!(voters(&world, 1), [1, 4, 5, 6]);
+}
+
+#[test]
+fn whatever_step_a_change_is_interrupted_at_the_next_leader_finishes_it() {
+    // The leader dies after so many deliveries; whoever leads next is in the old or the new membership, and a joint one
+    // ends by itself.
+    for deliveries in 0..40 {
+        let mut world = World::of(&[1, 2, 3]);
+        world.elect(1);
+        world.add_empty(4);
+        change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+        world.pass(10);
+        let changes = vec![Change::AddVoter(member(4)), Change::Remove(3)];
+        change(&mut world, 1, changes).unwrap();
+        for _ in 0..deliveries {
+            if !world.deliver() {
+                world.group(1).tick();
+                world.turn(1);
+            }
+        }
+        world.restart(1);
+        world.cut_off.insert(1);
+        world.wire.clear();
+        world.pass(80);
+        let leader = world.leader();
+        let leader = leader.filter(|&l| l != 1);
+        let leader = leader.unwrap_or_else(|| panic!("no leader after {deliveries} deliveries"));
+        let membership = world.groups[&leader].membership();
+        assert!(!membership.is_joint(), "after {deliveries} deliveries: {membership:?}");
+        world.propose(leader, "after").unwrap();
+        world.pass(5);
+        assert_eq!(world.committed(leader), ["after"]);
+        world.cut_off.clear();
+        world.pass(20);
+        assert_eq!(world.committed(1), ["after"]);
+    }
+}
+
+#[test]
+fn a_leader_that_steps_down_inside_a_transfer_leaves_one_leader() {
+    for deliveries in 0..12 {
+        let mut world = World::of(&[1, 2, 3]);
+        world.elect(1);
+        world.propose(1, "a").unwrap();
+        world.settle();
+        world.group(1).transfer(2);
+        world.turn(1);
+        for _ in 0..deliveries {
+            world.deliver();
+        }
+        world.restart(1);
+        world.pass(80);
+        let leader = world.leader().unwrap();
+        world.propose(leader, "b").unwrap();
+        world.pass(5);
+        for node in 1..=3 {
+            assert_eq!(world.committed(node), ["a", "b"], "after {deliveries} deliveries");
+        }
+    }
+}
+
+#[test]
+fn changes_that_do_not_fit_are_refused_and_leave_nothing_in_the_log() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    let last = world.written(1).len();
+    let refused = |result: Result<u64, Refused>| matches!(result, Err(Refused::Membership(_)));
+    let voter = |node| Change::AddVoter(member(node));
+    assert!(refused(change(&mut world, 1, Vec::new())), "not joint");
+    let all = vec![Change::Remove(1), Change::Remove(2), Change::Remove(3)];
+    assert!(refused(change(&mut world, 1, all)), "nobody left");
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    assert!(refused(change(&mut world, 1, vec![voter(5)])), "one at a time");
+    world.settle();
+    assert!(refused(
+        world
+            .group(1)
+            .propose_membership(4, vec![Change::AddLearner(member(5))], 0)
+    ));
+    assert_eq!(world.written(1).len(), last);
+    assert!(matches!(
+        change(&mut world, 2, vec![voter(4)]),
+        Err(Refused::NotLeader { .. })
+    ));
+}
+
+#[test]
+fn a_leader_that_is_removed_commits_its_removal_and_goes() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    change(&mut world, 1, vec![Change::Remove(1)]).unwrap();
+    world.settle();
+    assert_ne!(world.leader(), Some(1));
+    world.pass(60);
+    let leader = world.leader().unwrap();
+    assert_ne!(leader, 1);
+    assert_eq!(voters(&world, leader), [2, 3]);
+}
+
+#[test]
+fn the_membership_is_found_again_after_a_restart() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.add_empty(4);
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(10);
+    for node in 1..=4 {
+        let before = world.groups[&node].membership().clone();
+        world.restart(node);
+        assert_eq!(*world.groups[&node].membership(), before);
+    }
+}
