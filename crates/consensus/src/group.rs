@@ -19,9 +19,9 @@ mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use raft::{RawNode, StateRole};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use raft::{RawNode, StateRole};
 use timberline_storage::{ColdRead, EntryKind};
 
 use crate::error::OpenError;
@@ -198,7 +198,9 @@ impl<S: LogStore> Group<S> {
         let raft = &mut self.raw.raft;
         let leader = raft.leader_id;
         if raft.state == StateRole::Follower && leader != 0 && is_lost(leader) {
-            raft.election_elapsed = raft.election_elapsed.max(self.options.timing.election_ticks);
+            raft.election_elapsed = raft
+                .election_elapsed
+                .max(self.options.timing.election_ticks);
         }
         if raft.state == StateRole::Leader {
             let lost: Vec<NodeId> = raft.prs().iter().map(|(&id, _)| id).collect();
@@ -272,12 +274,7 @@ impl<S: LogStore> Group<S> {
             return;
         }
         let timing = &self.options.timing;
-        let ticks = timing.timeout(
-            &self.membership,
-            leader,
-            self.options.node,
-            &mut self.rng,
-        );
+        let ticks = timing.timeout(&self.membership, leader, self.options.node, &mut self.rng);
         self.raw.raft.set_randomized_election_timeout(ticks);
         self.timeout = (ticks, leader);
     }

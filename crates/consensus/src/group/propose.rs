@@ -61,10 +61,7 @@ impl<S: LogStore> Group<S> {
             group.raw.raft.step(message).map_err(|e| e.to_string())?;
             let last = group.raw.raft.raft_log.last_index();
             if last != appended.index {
-                return Err(format!(
-                    "the log is at {}, raft at {last}",
-                    appended.index
-                ));
+                return Err(format!("the log is at {}, raft at {last}", appended.index));
             }
             Ok(())
         });
@@ -105,8 +102,8 @@ impl<S: LogStore> Group<S> {
                 .into(),
             ));
         }
-        let result = after(&self.membership, &changes)
-            .map_err(|why| Refused::Membership(why.to_owned()))?;
+        let result =
+            after(&self.membership, &changes).map_err(|why| Refused::Membership(why.to_owned()))?;
         let entry = ConfigEntry {
             revision,
             changes,
@@ -219,8 +216,16 @@ pub(super) fn after(before: &Membership, changes: &[Change]) -> Result<Membershi
     if next.members().len() > MEMBERS_MAX {
         return Err("too many members");
     }
-    let differing = next.voters.iter().filter(|v| !before.voters.contains(v)).count()
-        + before.voters.iter().filter(|v| !next.voters.contains(v)).count();
+    let differing = next
+        .voters
+        .iter()
+        .filter(|v| !before.voters.contains(v))
+        .count()
+        + before
+            .voters
+            .iter()
+            .filter(|v| !next.voters.contains(v))
+            .count();
     if !joint && differing > 1 {
         return Err("one step changes one voter");
     }

@@ -5,9 +5,7 @@ use raft::eraftpb::{Message, MessageType};
 use super::step::is_transfer;
 use super::{Group, MESSAGE_BYTES_MAX, Output};
 use crate::log_store::{Frames, LogStore};
-use crate::message::{
-    Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, VoteReply,
-};
+use crate::message::{Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, VoteReply};
 
 impl<S: LogStore> Group<S> {
     pub(super) fn post(&mut self, message: Message, out: &mut Output) {

@@ -250,4 +250,3 @@ fn sorted(state: &raft::eraftpb::ConfState) -> [Vec<u64>; 4] {
         sorted(state.get_learners_next()),
     ]
 }
-

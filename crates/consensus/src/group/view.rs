@@ -113,7 +113,8 @@ impl<S: LogStore> Group<S> {
 
     /// Whether elections need ticks: a sole voter's do not.
     pub fn needs_ticks(&self) -> bool {
-        self.stopped.is_none() && !(self.is_sole_voter() && self.is_leader() && self.membership.learners.is_empty())
+        self.stopped.is_none()
+            && !(self.is_sole_voter() && self.is_leader() && self.membership.learners.is_empty())
     }
 
     /// Whether a leadership transfer is under way.

@@ -155,5 +155,8 @@ fn frames_must_follow_each_other_and_the_message() {
         let result = world.group(2).step(envelope(1, 2, 2, bad));
         assert!(matches!(result, Err(Dropped::Malformed(_))), "{result:?}");
     }
-    assert_eq!(world.group(2).step(envelope(1, 2, 2, append(2, frames))), Ok(()));
+    assert_eq!(
+        world.group(2).step(envelope(1, 2, 2, append(2, frames))),
+        Ok(())
+    );
 }

@@ -74,7 +74,9 @@ fn a_joint_configuration_needs_both_majorities() {
         world.pass(5);
     }
     let changes = [4, 5, 6].map(|n| Change::AddVoter(member(n))).into_iter();
-    let changes = changes.chain([Change::Remove(2), Change::Remove(3)]).collect();
+    let changes = changes
+        .chain([Change::Remove(2), Change::Remove(3)])
+        .collect();
     change(&mut world, 1, changes).unwrap();
     world.settle();
     // Applied, and left at the next tick of the leader; until then two of {1,2,3} and three of {1,4,5,6} are needed.
@@ -82,14 +84,20 @@ fn a_joint_configuration_needs_both_majorities() {
     world.slow.extend([2, 3]);
     world.propose(1, "a").unwrap();
     world.settle();
-    assert!(world.committed(1).is_empty(), "the old voters' majority is missing");
+    assert!(
+        world.committed(1).is_empty(),
+        "the old voters' majority is missing"
+    );
     world.slow.clear();
     world.slow.extend([4, 5, 6]);
     world.turn(2);
     world.turn(3);
     world.propose(1, "b").unwrap();
     world.settle();
-    assert!(!world.committed(1).contains(&"b".to_owned()), "the new voters' majority is missing");
+    assert!(
+        !world.committed(1).contains(&"b".to_owned()),
+        "the new voters' majority is missing"
+    );
     world.slow.clear();
     world.pass(10);
     assert_eq!(world.committed(1), ["a", "b"]);
@@ -122,7 +130,10 @@ fn whatever_step_a_change_is_interrupted_at_the_next_leader_finishes_it() {
         let leader = leader.filter(|&l| l != 1);
         let leader = leader.unwrap_or_else(|| panic!("no leader after {deliveries} deliveries"));
         let membership = world.groups[&leader].membership();
-        assert!(!membership.is_joint(), "after {deliveries} deliveries: {membership:?}");
+        assert!(
+            !membership.is_joint(),
+            "after {deliveries} deliveries: {membership:?}"
+        );
         world.propose(leader, "after").unwrap();
         world.pass(5);
         assert_eq!(world.committed(leader), ["after"]);
@@ -150,7 +161,11 @@ fn a_leader_that_steps_down_inside_a_transfer_leaves_one_leader() {
         world.propose(leader, "b").unwrap();
         world.pass(5);
         for node in 1..=3 {
-            assert_eq!(world.committed(node), ["a", "b"], "after {deliveries} deliveries");
+            assert_eq!(
+                world.committed(node),
+                ["a", "b"],
+                "after {deliveries} deliveries"
+            );
         }
     }
 }
@@ -166,13 +181,16 @@ fn changes_that_do_not_fit_are_refused_and_leave_nothing_in_the_log() {
     let all = vec![Change::Remove(1), Change::Remove(2), Change::Remove(3)];
     assert!(refused(change(&mut world, 1, all)), "nobody left");
     change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
-    assert!(refused(change(&mut world, 1, vec![voter(5)])), "one at a time");
+    assert!(
+        refused(change(&mut world, 1, vec![voter(5)])),
+        "one at a time"
+    );
     world.settle();
-    assert!(refused(
-        world
-            .group(1)
-            .propose_membership(4, vec![Change::AddLearner(member(5))], 0)
-    ));
+    assert!(refused(world.group(1).propose_membership(
+        4,
+        vec![Change::AddLearner(member(5))],
+        0
+    )));
     assert_eq!(world.written(1).len(), last);
     assert!(matches!(
         change(&mut world, 2, vec![voter(4)]),

@@ -35,10 +35,9 @@ impl Disk {
     }
 
     fn push(&mut self, kind: EntryKind, term: u64, payload: Bytes) -> Appended {
-        let (index, chain, offset) = self
-            .frames
-            .last()
-            .map_or((0, 0, 0), |f| (f.header.index, f.header.chain, f.header.next_offset()));
+        let (index, chain, offset) = self.frames.last().map_or((0, 0, 0), |f| {
+            (f.header.index, f.header.chain, f.header.next_offset())
+        });
         let mut header = FrameHeader {
             kind,
             payload_len: payload.len() as u32,
@@ -123,9 +122,7 @@ impl LogStore for MemLog {
         let Proposal::Command(payload) = proposal else {
             return Err(Error::Refused("scripts write commands".into()));
         };
-        Ok(self
-            .disk()
-            .push(EntryKind::Command, term, payload.clone()))
+        Ok(self.disk().push(EntryKind::Command, term, payload.clone()))
     }
 
     fn append_internal(
@@ -396,7 +393,11 @@ impl World {
 
 fn line(envelope: &Envelope) -> String {
     let Envelope {
-        from, to, term, body, ..
+        from,
+        to,
+        term,
+        body,
+        ..
     } = envelope;
     let text = format!("{body:?}");
     let kind = text.split(['(', ' ', '{']).next().unwrap_or_default();
