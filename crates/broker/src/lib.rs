@@ -10,9 +10,10 @@
 //! ```
 //!
 //! - `config`: what it is told. `broker`: start and stop. `lifecycle`: where it stands in between.
-//! - `grpc`, `http`, `listen`: the only sockets of the product. `auth`: the one door. `errors`: reasons for clients.
+//! - `grpc`, `http`, `peer`, `listen`: the only sockets of the product. `auth`: the one door. `errors`: reasons for clients.
 //! - `shard`: threads that own the write side. `group`: the seam to agreement; today a group of one.
 //! - `partition`: what all threads share of a partition. `ack`: the way back to a stream.
+//! - `peer`: what brokers say to each other; nothing starts it yet.
 //! - `metadata`: the cluster's own log and table. `topic`: names and configuration.
 //! - `metrics`: what is counted.
 //!

@@ -247,11 +247,10 @@ fn count(so_far: &mut usize, bound: usize, what: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+type Visit<'a> = dyn FnMut(u64, &[u8]) -> Result<(), ApiError> + 'a;
+
 /// Calls `visit` with number and bytes of each length-delimited field of an encoded message.
-fn each_field(
-    mut bytes: &[u8],
-    visit: &mut dyn FnMut(u64, &[u8]) -> Result<(), ApiError>,
-) -> Result<(), ApiError> {
+fn each_field(mut bytes: &[u8], visit: &mut Visit<'_>) -> Result<(), ApiError> {
     let cut = || malformed("a message that ends inside a field");
     while !bytes.is_empty() {
         let key = varint(&mut bytes)?;

@@ -46,6 +46,8 @@ pub(super) const PROMPT_SEND_BYTES: usize = 256 << 10;
 pub(super) const BULK_SEND_BYTES: usize = 2 << 20;
 /// Headers of one request, or of one answer with its error details.
 pub(super) const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Connections of the peer listener at a time: two of each broker, and calls.
+pub(crate) const PEER_CONNECTIONS_MAX: usize = 1024;
 /// Streams of one connection: a lane for each shard there can be, and calls.
 pub(super) const CONNECTION_STREAMS_MAX: u32 = 320;
 /// Streams whose hello is being read, of all connections; more wait.

@@ -263,6 +263,10 @@ impl Line {
     }
 
     fn failed(&self, failure: Failure) {
+        let mut began = false;
+        for (_, lane) in &self.lanes {
+            began |= lane.down();
+        }
         let again = self
             .last_error
             .lock()
@@ -272,10 +276,6 @@ impl Line {
             tracing::debug!(broker = self.broker, error = %failure.error, "no connection to a peer");
         } else {
             tracing::warn!(broker = self.broker, error = %failure.error, "refused by a peer");
-        }
-        let mut began = false;
-        for (_, lane) in &self.lanes {
-            began |= lane.down();
         }
         if began {
             self.peers.tell(|handler| handler.unreachable(self.broker));

@@ -55,6 +55,7 @@ use stats::Counters;
 
 pub(crate) use handler::PeerHandler;
 pub(crate) use hello::{Hello, LaneId};
+pub(crate) use limits::PEER_CONNECTIONS_MAX;
 pub(crate) use stats::PeerStats;
 
 /// What this broker says of itself to others.
