@@ -21,8 +21,9 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::listen::{self, Listener};
 use crate::metadata::backend::{Backend, Committed, METADATA_REPLICA, metadata_spec};
 use crate::metadata::frontend::Frontend;
-use crate::metadata::plan::Bounds;
-use crate::metadata::table::{FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, id_bytes};
+use crate::metadata::leadership::Alone;
+use crate::metadata::plan::{Bounds, Registration, register_broker};
+use crate::metadata::table::{FEATURE_LEVEL_MAX, Table};
 use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, Partition};
 use crate::shard::{Shards, Work};
@@ -201,7 +202,7 @@ impl Recovered {
             bounds,
             config.log.metadata_image_commands,
         );
-        let result = found(&metadata, &config, &store).await;
+        let result = found(&metadata, &config, &addresses, &store).await;
         if let Err(error) = result {
             committed.stop();
             let _ = backend.join();
@@ -217,6 +218,10 @@ impl Recovered {
             defaults,
             store,
             shards,
+            leadership: Arc::new(Alone {
+                broker: config.broker.id,
+                directory: Arc::clone(&directory),
+            }),
             directory,
             metadata,
             metrics: Arc::clone(metrics),
@@ -336,6 +341,7 @@ fn check_identity(config: &BrokerConfig, committed: &Committed) -> Result<(), Er
 async fn found(
     metadata: &Arc<Frontend>,
     config: &BrokerConfig,
+    addresses: &Addresses,
     store: &Store,
 ) -> Result<(), Error> {
     if store.poisoned().is_some() {
@@ -350,25 +356,19 @@ async fn found(
         });
         metadata.change("", |_| Ok(found)).await.map_err(refused)?;
     }
-    let directory = store.directory_id();
-    let known = metadata
-        .table()
-        .brokers()
-        .get(&config.broker.id)
-        .is_some_and(|broker| broker.rack == config.broker.rack && broker.directory == directory);
+    let registration = Registration {
+        id: config.broker.id,
+        rack: config.broker.rack.clone(),
+        directory: store.directory_id(),
+        grpc: addresses.grpc.clone(),
+        peer: String::new(),
+        http: addresses.http.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let known = registration.is_known(&metadata.table());
     if !known {
-        let register = Command::RegisterBroker(pb::RegisterBroker {
-            broker_id: config.broker.id,
-            rack: config.broker.rack.clone(),
-            directory_id: id_bytes(directory),
-            feature_level_min: FEATURE_LEVEL_MIN,
-            feature_level_max: FEATURE_LEVEL_MAX,
-            ..pb::RegisterBroker::default()
-        });
-        metadata
-            .change("", |_| Ok(register))
-            .await
-            .map_err(refused)?;
+        let register = |table: &Table| register_broker(table, &registration, false);
+        metadata.change("", register).await.map_err(refused)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::auth::{Operation, Principal, Resource, authorize};
 use crate::config::BrokerConfig;
 use crate::lifecycle::Lifecycle;
 use crate::metadata::frontend::Frontend;
+use crate::metadata::leadership::Leadership;
 use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, TopicHandle};
 use crate::shard::Shards;
@@ -25,6 +26,8 @@ pub(crate) struct Core {
     pub(crate) shards: Arc<Shards>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) metadata: Arc<Frontend>,
+    /// Who leads and who lives; not in the metadata log.
+    pub(crate) leadership: Arc<dyn Leadership>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lifecycle: Arc<Lifecycle>,

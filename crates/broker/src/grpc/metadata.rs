@@ -1,5 +1,6 @@
 //! `MetadataService`.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use prost::Message;
 use timberline_proto::error::ApiError;
 use timberline_proto::v1::metadata_service_server::MetadataService;
 use timberline_proto::v1::{
-    BrokerInfo, ClusterInfo, GetMetadataRequest, GetMetadataResponse, PartitionInfo, TopicInfo,
-    TopicRef, WatchMetadataRequest, WatchMetadataResponse,
+    self, BrokerInfo, ClusterInfo, GetMetadataRequest, GetMetadataResponse, PartitionInfo,
+    TopicInfo, TopicRef, WatchMetadataRequest, WatchMetadataResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -19,7 +20,7 @@ use crate::auth::{Operation, Resource};
 use crate::core::Core;
 use crate::lifecycle::Phase;
 use crate::metadata::plan;
-use crate::metadata::table::{Table, Topic, id_bytes};
+use crate::metadata::table::{Broker, BrokerState, Replica, Table, Topic, id_bytes};
 use crate::topic::name::is_internal;
 
 /// Topics named in one call.
@@ -130,65 +131,77 @@ fn answer(
 
 /// The cluster as the table has it.
 pub(super) fn cluster_info(core: &Core, table: &Table) -> ClusterInfo {
-    let me = core.config.broker.id;
-    let of_this_broker = |id: i32, text: &str| {
-        if id == me {
-            text.to_owned()
-        } else {
-            String::new()
+    let live = core.leadership.live_brokers();
+    let mut replicas: HashMap<i32, i32> = HashMap::new();
+    for (_, _, partition) in table.partitions() {
+        for replica in partition.all() {
+            *replicas.entry(replica.broker).or_default() += 1;
         }
-    };
+    }
+    let brokers = table.brokers().iter().map(|(id, broker)| BrokerInfo {
+        live: live.contains(id),
+        replicas: replicas.get(id).copied().unwrap_or(0),
+        ..broker_info(core, *id, broker)
+    });
     ClusterInfo {
         cluster_id: table
             .cluster()
             .map(|cluster| cluster.id.clone())
             .unwrap_or_default(),
-        controller_id: Some(me),
-        brokers: table
-            .brokers()
-            .iter()
-            .map(|(&id, broker)| BrokerInfo {
-                broker_id: id,
-                rack: broker.rack.clone(),
-                address: of_this_broker(id, &core.grpc_address),
-                version: of_this_broker(id, env!("CARGO_PKG_VERSION")),
-                http_address: of_this_broker(id, &core.http_address),
-            })
-            .collect(),
+        controller_id: core.leadership.controller(),
+        brokers: brokers.collect(),
+        feature_level: table.feature_level(),
+    }
+}
+
+/// A broker as the table has it; this one knows itself better.
+fn broker_info(core: &Core, id: i32, broker: &Broker) -> BrokerInfo {
+    let known = |mine: &str, registered: &str| {
+        let text = if id == core.config.broker.id {
+            mine
+        } else {
+            registered
+        };
+        text.to_owned()
+    };
+    let state = match broker.state {
+        BrokerState::Active => v1::BrokerState::Active,
+        BrokerState::Draining => v1::BrokerState::Draining,
+        BrokerState::Decommissioning => v1::BrokerState::Decommissioning,
+    };
+    BrokerInfo {
+        broker_id: id,
+        rack: broker.rack.clone(),
+        address: known(&core.grpc_address, &broker.grpc),
+        version: known(env!("CARGO_PKG_VERSION"), &broker.version),
+        http_address: known(&core.http_address, &broker.http),
+        state: state.into(),
+        live: false,
+        replicas: 0,
     }
 }
 
 /// A topic with what is known of its leaders.
 pub(super) fn topic_info(core: &Core, topic: &Topic) -> TopicInfo {
-    let me = core.config.broker.id;
-    let handle = core.directory.by_id(topic.id);
-    let partitions = topic
-        .partitions
-        .iter()
-        .enumerate()
-        .map(|(number, replicas)| {
-            let hosted = handle
-                .as_ref()
-                .and_then(|handle| handle.partition(number as i32).ok());
-            let brokers: Vec<i32> = replicas
-                .replicas
-                .iter()
-                .map(|replica| replica.broker)
-                .collect();
-            PartitionInfo {
-                partition: number as i32,
-                leader_id: hosted.as_ref().map(|_| me),
-                leader_epoch: hosted
-                    .as_ref()
-                    .map_or(0, |partition| partition.leader_epoch()),
-                in_sync: if hosted.is_some() {
-                    brokers.clone()
-                } else {
-                    Vec::new()
-                },
-                replicas: brokers,
-            }
-        });
+    let live = core.leadership.live_brokers();
+    let brokers_of = |replicas: &mut dyn Iterator<Item = &Replica>| -> Vec<i32> {
+        replicas.map(|replica| replica.broker).collect()
+    };
+    let partitions = topic.numbered().map(|(number, partition)| {
+        let leader = core.leadership.leader_of(topic.id, number);
+        let offline = |one: &&Replica| one.lost || !live.contains(&one.broker);
+        let replicas = partition.replicas.iter();
+        PartitionInfo {
+            partition: number,
+            leader_id: leader.map(|(_, broker)| broker),
+            leader_epoch: leader.map_or(0, |(term, _)| i32::try_from(term).unwrap_or(i32::MAX)),
+            in_sync: core.leadership.in_sync(topic.id, number),
+            offline: brokers_of(&mut replicas.clone().filter(offline)),
+            replicas: brokers_of(&mut replicas.clone()),
+            adding: brokers_of(&mut partition.adding()),
+            removing: brokers_of(&mut partition.removing()),
+        }
+    });
     TopicInfo {
         name: topic.name.clone(),
         topic_id: id_bytes(topic.id),

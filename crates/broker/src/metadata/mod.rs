@@ -5,6 +5,7 @@
 //! - `plan` is pure too: a caller's wish and a table in, a command or a typed error out.
 //! - `placement` says where replicas go: racks, levels, preferred leaders. `moves` says which should be elsewhere,
 //!   `leaders` who should lead, and what stopping a broker would cost. All of them pure.
+//! - `control` sums up what is due; `leadership` is the soft state beside it: who leads, is in sync, lives.
 //! - `frontend` puts the two behind the log: it checks against what is already proposed, proposes, waits.
 //! - `backend` follows the committed entries: table, local logs, directory.
 //!
@@ -12,17 +13,15 @@
 //! tombstone with its id deletes one.
 
 pub(crate) mod backend;
+#[allow(
+    dead_code,
+    reason = "the controller of a cluster of several brokers runs it"
+)]
+pub(crate) mod control;
 mod epochs;
 pub(crate) mod frontend;
-#[allow(
-    dead_code,
-    reason = "the controller of a cluster of several brokers acts on it"
-)]
 pub(crate) mod leaders;
-#[allow(
-    dead_code,
-    reason = "the controller of a cluster of several brokers acts on it"
-)]
+pub(crate) mod leadership;
 pub(crate) mod moves;
 mod placement;
 pub(crate) mod plan;

@@ -305,11 +305,6 @@ pub(crate) fn admit(table: &Table, plan: &[Move]) -> Vec<Move> {
     admitted
 }
 
-/// Repairs that may begin now.
-pub(crate) fn moves(table: &Table, view: View<'_>) -> Vec<Move> {
-    admit(table, &healing(table, view))
-}
-
 /// Moves that level the replicas over active, living brokers without spreading any partition worse: only as many as are
 /// needed, at most [`BALANCE_MOVES_MAX`]. Partitions with a change in flight, or not all of whose brokers live, stay.
 pub(crate) fn balance(table: &Table, live: &BTreeSet<i32>) -> Vec<Move> {

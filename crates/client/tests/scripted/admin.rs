@@ -43,6 +43,10 @@ fn topic(name: &str) -> v1::TopicInfo {
     }
 }
 
+fn unscripted() -> Status {
+    Status::unimplemented("not scripted")
+}
+
 #[tonic::async_trait]
 impl AdminService for Admin {
     async fn create_topic(
@@ -137,6 +141,104 @@ impl AdminService for Admin {
             topics: 3,
             ..Default::default()
         }))
+    }
+
+    async fn move_partition(
+        &self,
+        _: Request<v1::MovePartitionRequest>,
+    ) -> Result<Response<v1::MovePartitionResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn list_reassignments(
+        &self,
+        _: Request<v1::ListReassignmentsRequest>,
+    ) -> Result<Response<v1::ListReassignmentsResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn elect_preferred(
+        &self,
+        _: Request<v1::ElectPreferredRequest>,
+    ) -> Result<Response<v1::ElectPreferredResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn balance(
+        &self,
+        _: Request<v1::BalanceRequest>,
+    ) -> Result<Response<v1::BalanceResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn drain_broker(
+        &self,
+        _: Request<v1::DrainBrokerRequest>,
+    ) -> Result<Response<v1::DrainBrokerResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn undrain_broker(
+        &self,
+        _: Request<v1::UndrainBrokerRequest>,
+    ) -> Result<Response<v1::UndrainBrokerResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn decommission_broker(
+        &self,
+        _: Request<v1::DecommissionBrokerRequest>,
+    ) -> Result<Response<v1::DecommissionBrokerResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn remove_broker(
+        &self,
+        _: Request<v1::RemoveBrokerRequest>,
+    ) -> Result<Response<v1::RemoveBrokerResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn can_stop(
+        &self,
+        _: Request<v1::CanStopRequest>,
+    ) -> Result<Response<v1::CanStopResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn set_feature_level(
+        &self,
+        _: Request<v1::SetFeatureLevelRequest>,
+    ) -> Result<Response<v1::SetFeatureLevelResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn get_operation(
+        &self,
+        _: Request<v1::GetOperationRequest>,
+    ) -> Result<Response<v1::GetOperationResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn list_operations(
+        &self,
+        _: Request<v1::ListOperationsRequest>,
+    ) -> Result<Response<v1::ListOperationsResponse>, Status> {
+        Err(unscripted())
+    }
+
+    async fn cancel_operation(
+        &self,
+        _: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationResponse>, Status> {
+        Err(unscripted())
     }
 }
 

@@ -6,8 +6,8 @@ use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal::{self as pb, metadata_command::Command};
 use uuid::Uuid;
 
-use crate::metadata::moves;
 use crate::metadata::table::{Operation, OperationKind, OperationResult, Table, id_bytes};
+use crate::metadata::{leaders, moves};
 
 /// The operation with this id.
 ///
@@ -27,7 +27,7 @@ pub(crate) fn known_operation(table: &Table, id: Uuid) -> Result<&Operation, Api
 pub(crate) fn remaining(
     table: &Table,
     operation: &Operation,
-    leaders: &HashMap<(Uuid, i32), i32>,
+    led: &HashMap<(Uuid, i32), i32>,
     live: &BTreeSet<i32>,
 ) -> usize {
     if operation.ended.is_some() {
@@ -35,10 +35,11 @@ pub(crate) fn remaining(
     }
     let broker = operation.broker.unwrap_or_default();
     match operation.kind {
-        OperationKind::Drain => leaders.values().filter(|leader| **leader == broker).count(),
+        OperationKind::Drain => led.values().filter(|leader| **leader == broker).count(),
         OperationKind::Decommission => table.replicas_on(broker),
         OperationKind::Balance => {
-            table.changes_of(operation.id) + moves::balance(table, live).len()
+            let moves = moves::balance(table, live).len();
+            table.changes_of(operation.id) + moves + leaders::level_preferred(table).len()
         }
         OperationKind::Move | OperationKind::Unspecified => table.changes_of(operation.id),
     }
@@ -48,12 +49,12 @@ pub(crate) fn remaining(
 /// is `remove_broker`.
 pub(crate) fn settle(
     table: &Table,
-    leaders: &HashMap<(Uuid, i32), i32>,
+    led: &HashMap<(Uuid, i32), i32>,
     live: &BTreeSet<i32>,
     now_ms: i64,
 ) -> Vec<Command> {
     let open = table.operations().open();
-    let done = open.filter(|operation| remaining(table, operation, leaders, live) == 0);
+    let done = open.filter(|operation| remaining(table, operation, led, live) == 0);
     let ends = done.map(|operation| {
         // A move ends with its change; without one, its topic is gone.
         let gone = operation.kind == OperationKind::Move && topic_is_gone(table, operation);

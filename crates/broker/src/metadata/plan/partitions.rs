@@ -226,18 +226,58 @@ pub(crate) fn turn_back(
     }))
 }
 
-/// The command that begins to level the brokers by `moves` moves.
-pub(crate) fn begin_balance(moves: usize, operation: Uuid, now_ms: i64) -> Command {
+/// The command that begins to level the brokers by `total` moves and new orders.
+pub(crate) fn begin_balance(total: usize, operation: Uuid, now_ms: i64) -> Command {
     let began = Operation {
         id: operation,
         kind: OperationKind::Balance,
         broker: None,
         partition: None,
         started_at_ms: now_ms,
-        total: moves as u64,
+        total: total as u64,
         ended: None,
     };
     Command::StartOperation(pb::StartOperation {
         operation: Some(operation_to(&began)),
     })
+}
+
+/// The broker that is to lead a partition: the one asked for, or the preferred one.
+///
+/// # Errors
+/// `UNKNOWN_PARTITION`; `BROKER_STATE` when it is not active; `NOT_IN_SYNC` when it has no replica in force.
+pub(crate) fn new_leader(
+    table: &Table,
+    topic: &Topic,
+    number: i32,
+    asked: Option<i32>,
+) -> Result<i32, ApiError> {
+    let partition = known_partition(topic, number)?;
+    let mut replicas = partition.replicas.iter().filter(|one| !one.lost);
+    let replica = replicas.find(|one| asked.is_none_or(|asked| asked == one.broker));
+    let to = replica.map(|one| one.broker).ok_or_else(|| {
+        ApiError::new(
+            Reason::NotInSync,
+            format!(
+                "partition {number} of `{}` has no such replica in force",
+                topic.name
+            ),
+        )
+    })?;
+    if !known_broker(table, to)?.is_active() {
+        let why = format!("broker {to} is not active, it leads nothing");
+        return Err(ApiError::new(Reason::BrokerState, why).with("broker_id", to));
+    }
+    Ok(to)
+}
+
+/// The command that puts a partition's replicas in another order; `None` unless `order` names just those in force, and no
+/// change is in flight.
+pub(crate) fn prefer(table: &Table, topic: Uuid, number: i32, order: &[u64]) -> Option<Command> {
+    let partition = table.topic(topic)?.partition(number)?;
+    let find = |id: &u64| partition.replicas.iter().find(|one| one.id == *id).copied();
+    let target: Vec<Replica> = order.iter().map(find).collect::<Option<_>>()?;
+    let distinct: HashSet<&u64> = order.iter().collect();
+    let same = distinct.len() == partition.replicas.len() && order.len() == distinct.len();
+    (same && partition.reassign.is_none()).then(|| command(topic, number, &target, None, None))
 }

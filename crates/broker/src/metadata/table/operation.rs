@@ -74,6 +74,7 @@ impl Operations {
     /// Adds one that was checked, or that comes from an image.
     pub(super) fn push(&mut self, operation: Operation) {
         self.list.push(operation);
+        self.forget();
     }
 
     /// Ends the open operations that `which` picks.
@@ -85,6 +86,12 @@ impl Operations {
                 count += 1;
             }
         }
+        self.forget();
+        count
+    }
+
+    /// Forgets ended ones above the bound.
+    fn forget(&mut self) {
         let closed = self.list.iter().filter(|one| one.ended.is_some()).count();
         let mut excess = closed.saturating_sub(OPERATIONS_ENDED_MAX);
         self.list.retain(|operation| {
@@ -92,7 +99,6 @@ impl Operations {
             excess -= usize::from(forget);
             !forget
         });
-        count
     }
 }
 

@@ -65,11 +65,16 @@ impl Table {
         };
         self.claim(new.iter())?;
         let began = operation.as_ref().map_or(id, |one| one.id);
-        operation
-            .into_iter()
-            .for_each(|one| self.operations.push(one));
+        let at_once = new.is_empty() && !removes;
+        if let Some(mut operation) = operation {
+            if at_once {
+                let at_ms = operation.started_at_ms;
+                operation.ended = Some(Ended::plainly(OperationResult::Done, at_ms));
+            }
+            self.operations.push(operation);
+        }
         let topic = self.change_partition(id, number, |partition| {
-            if new.is_empty() && !removes {
+            if at_once {
                 partition.replicas = target;
                 return;
             }

@@ -161,11 +161,16 @@ impl Cluster {
         }
     }
 
+    /// Repairs that may begin now.
+    pub(super) fn due(&self, liveness: &Liveness) -> Vec<Move> {
+        moves::admit(&self.table, &moves::healing(&self.table, liveness.view()))
+    }
+
     /// Repairs until nothing is to be repaired; the moves that it took.
     pub(super) fn heal(&mut self, liveness: &Liveness) -> Vec<Move> {
         let mut all = Vec::new();
         loop {
-            let moves = moves::moves(&self.table, liveness.view());
+            let moves = self.due(liveness);
             if moves.is_empty() {
                 return all;
             }

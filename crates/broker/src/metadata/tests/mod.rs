@@ -1,4 +1,5 @@
 mod cluster;
+mod control;
 mod leaders;
 mod moves;
 mod operations;

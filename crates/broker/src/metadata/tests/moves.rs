@@ -205,7 +205,7 @@ fn changes_that_can_not_end_are_turned_back() {
     let from = c.brokers(t, 0)[0];
     let mut all = c.all_live();
     all.kill(from);
-    let plan = moves::moves(&c.table, all.view());
+    let plan = c.due(&all);
     let replace = plan::replace(&c.table, &plan[0], None).unwrap();
     c.apply(replace).unwrap();
     assert_eq!(moves::stuck(&c.table, all.view()), []);
@@ -227,16 +227,16 @@ fn moves_in_flight_are_bounded() {
     c.set_state(1, BrokerState::Decommissioning);
     let all = c.all_live();
     // Three brokers of the rack may take two each.
-    let first = moves::moves(&c.table, all.view());
+    let first = c.due(&all);
     assert_eq!(first.len(), 3 * MOVES_PER_BROKER_MAX);
     for one in &first {
         let replace = plan::replace(&c.table, one, None).unwrap();
         c.apply(replace).unwrap();
     }
-    assert_eq!(moves::moves(&c.table, all.view()), []);
+    assert_eq!(c.due(&all), []);
     for id in [5, 9] {
         c.set_state(id, BrokerState::Decommissioning);
     }
-    let more = moves::moves(&c.table, all.view());
+    let more = c.due(&all);
     assert_eq!(first.len() + more.len(), MOVES_MAX);
 }

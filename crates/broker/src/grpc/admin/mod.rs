@@ -1,11 +1,16 @@
-//! `AdminService`.
+//! `AdminService`: topics and their configuration here; `partitions` moves replicas and leaderships, `brokers` drains and
+//! removes brokers, `operations` says how far that is.
+
+mod brokers;
+mod operations;
+mod partitions;
 
 use std::sync::Arc;
 
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::admin_service_server::AdminService;
 use timberline_proto::v1::{
-    AddPartitionsRequest, AddPartitionsResponse, AlterConfigRequest, AlterConfigResponse,
+    self, AddPartitionsRequest, AddPartitionsResponse, AlterConfigRequest, AlterConfigResponse,
     BrokerStatus, ClusterInfoRequest, ClusterInfoResponse, ConfigEntry, ConfigSource,
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeConfigRequest, DescribeConfigResponse, DescribeTopicRequest, DescribeTopicResponse,
@@ -265,13 +270,172 @@ impl AdminService for Services {
                     uptime_ms: core.started.elapsed().as_millis() as i64,
                     writable: core.store.poisoned().is_none(),
                 });
+                let health = brokers::health(core, &table);
                 Ok(ClusterInfoResponse {
                     brokers: brokers.collect(),
                     topics: table.topic_count() as i32,
                     partitions: table.partition_count() as i32,
                     cluster: Some(cluster),
+                    ..health
                 })
             },
+        )
+        .await
+    }
+
+    async fn move_partition(
+        &self,
+        request: Request<v1::MovePartitionRequest>,
+    ) -> Result<Response<v1::MovePartitionResponse>, Status> {
+        self.call(
+            "MovePartition",
+            Operation::Alter,
+            request,
+            partitions::move_partition,
+        )
+        .await
+    }
+
+    async fn list_reassignments(
+        &self,
+        request: Request<v1::ListReassignmentsRequest>,
+    ) -> Result<Response<v1::ListReassignmentsResponse>, Status> {
+        self.call(
+            "ListReassignments",
+            Operation::Describe,
+            request,
+            partitions::list_reassignments,
+        )
+        .await
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        self.call(
+            "TransferLeader",
+            Operation::Alter,
+            request,
+            partitions::transfer_leader,
+        )
+        .await
+    }
+
+    async fn elect_preferred(
+        &self,
+        request: Request<v1::ElectPreferredRequest>,
+    ) -> Result<Response<v1::ElectPreferredResponse>, Status> {
+        self.call(
+            "ElectPreferred",
+            Operation::Alter,
+            request,
+            partitions::elect_preferred,
+        )
+        .await
+    }
+
+    async fn balance(
+        &self,
+        request: Request<v1::BalanceRequest>,
+    ) -> Result<Response<v1::BalanceResponse>, Status> {
+        self.call("Balance", Operation::Alter, request, partitions::balance)
+            .await
+    }
+
+    async fn drain_broker(
+        &self,
+        request: Request<v1::DrainBrokerRequest>,
+    ) -> Result<Response<v1::DrainBrokerResponse>, Status> {
+        self.call("DrainBroker", Operation::Alter, request, brokers::drain)
+            .await
+    }
+
+    async fn undrain_broker(
+        &self,
+        request: Request<v1::UndrainBrokerRequest>,
+    ) -> Result<Response<v1::UndrainBrokerResponse>, Status> {
+        self.call("UndrainBroker", Operation::Alter, request, brokers::undrain)
+            .await
+    }
+
+    async fn decommission_broker(
+        &self,
+        request: Request<v1::DecommissionBrokerRequest>,
+    ) -> Result<Response<v1::DecommissionBrokerResponse>, Status> {
+        self.call(
+            "DecommissionBroker",
+            Operation::Alter,
+            request,
+            brokers::decommission,
+        )
+        .await
+    }
+
+    async fn remove_broker(
+        &self,
+        request: Request<v1::RemoveBrokerRequest>,
+    ) -> Result<Response<v1::RemoveBrokerResponse>, Status> {
+        self.call("RemoveBroker", Operation::Alter, request, brokers::remove)
+            .await
+    }
+
+    async fn can_stop(
+        &self,
+        request: Request<v1::CanStopRequest>,
+    ) -> Result<Response<v1::CanStopResponse>, Status> {
+        self.call("CanStop", Operation::Describe, request, brokers::can_stop)
+            .await
+    }
+
+    async fn set_feature_level(
+        &self,
+        request: Request<v1::SetFeatureLevelRequest>,
+    ) -> Result<Response<v1::SetFeatureLevelResponse>, Status> {
+        self.call(
+            "SetFeatureLevel",
+            Operation::Alter,
+            request,
+            brokers::set_feature_level,
+        )
+        .await
+    }
+
+    async fn get_operation(
+        &self,
+        request: Request<v1::GetOperationRequest>,
+    ) -> Result<Response<v1::GetOperationResponse>, Status> {
+        self.call(
+            "GetOperation",
+            Operation::Describe,
+            request,
+            operations::get,
+        )
+        .await
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<v1::ListOperationsRequest>,
+    ) -> Result<Response<v1::ListOperationsResponse>, Status> {
+        self.call(
+            "ListOperations",
+            Operation::Describe,
+            request,
+            operations::list,
+        )
+        .await
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationResponse>, Status> {
+        self.call(
+            "CancelOperation",
+            Operation::Alter,
+            request,
+            operations::cancel,
         )
         .await
     }

@@ -1,0 +1,146 @@
+//! Draining, decommissioning and removing brokers; whether one may stop, and what the cluster would survive.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use timberline_proto::error::ApiError;
+use timberline_proto::v1;
+use uuid::Uuid;
+
+use super::operations;
+use crate::clock;
+use crate::core::Core;
+use crate::grpc::metadata::cluster_info;
+use crate::metadata::leaders::{self, Fragile};
+use crate::metadata::leadership::leaders;
+use crate::metadata::table::{Table, id_bytes};
+use crate::metadata::{moves, plan};
+
+/// Partitions at risk that an answer lists.
+const AT_RISK_MAX: usize = 1000;
+
+pub(super) async fn drain(
+    core: &Arc<Core>,
+    request: v1::DrainBrokerRequest,
+) -> Result<v1::DrainBrokerResponse, ApiError> {
+    let id = request.broker_id;
+    let plan = |table: &Table| {
+        let leaders = leaders(table, &*core.leadership);
+        let leads = leaders.values().filter(|leader| **leader == id).count();
+        plan::begin_drain(table, id, leads, Uuid::new_v4(), clock::now_ms())
+    };
+    let operation = core.metadata.change(&request.request_id, plan).await?;
+    Ok(v1::DrainBrokerResponse {
+        operation: operations::shown(core, operation),
+    })
+}
+
+pub(super) async fn undrain(
+    core: &Arc<Core>,
+    request: v1::UndrainBrokerRequest,
+) -> Result<v1::UndrainBrokerResponse, ApiError> {
+    let id = request.broker_id;
+    let plan = |table: &Table| plan::undrain(table, id, clock::now_ms());
+    core.metadata.change(&request.request_id, plan).await?;
+    let cluster = cluster_info(core, &core.metadata.table());
+    let mut brokers = cluster.brokers.into_iter();
+    Ok(v1::UndrainBrokerResponse {
+        broker: brokers.find(|broker| broker.broker_id == id),
+    })
+}
+
+pub(super) async fn decommission(
+    core: &Arc<Core>,
+    request: v1::DecommissionBrokerRequest,
+) -> Result<v1::DecommissionBrokerResponse, ApiError> {
+    let id = request.broker_id;
+    let plan = |table: &Table| plan::begin_decommission(table, id, Uuid::new_v4(), clock::now_ms());
+    if request.validate_only {
+        core.metadata.check_only(plan)?;
+        return Ok(v1::DecommissionBrokerResponse::default());
+    }
+    let operation = core.metadata.change(&request.request_id, plan).await?;
+    Ok(v1::DecommissionBrokerResponse {
+        operation: operations::shown(core, operation),
+    })
+}
+
+pub(super) async fn remove(
+    core: &Arc<Core>,
+    request: v1::RemoveBrokerRequest,
+) -> Result<v1::RemoveBrokerResponse, ApiError> {
+    let plan = |table: &Table| plan::remove_broker(table, request.broker_id, clock::now_ms());
+    core.metadata.change(&request.request_id, plan).await?;
+    Ok(v1::RemoveBrokerResponse {})
+}
+
+pub(super) async fn set_feature_level(
+    core: &Arc<Core>,
+    request: v1::SetFeatureLevelRequest,
+) -> Result<v1::SetFeatureLevelResponse, ApiError> {
+    let plan = |table: &Table| plan::raise_feature_level(table, request.level);
+    core.metadata.change(&request.request_id, plan).await?;
+    let level = core.metadata.table().feature_level();
+    Ok(v1::SetFeatureLevelResponse { level })
+}
+
+pub(super) async fn can_stop(
+    core: &Arc<Core>,
+    request: v1::CanStopRequest,
+) -> Result<v1::CanStopResponse, ApiError> {
+    let table = core.metadata.table();
+    plan::known_broker(&table, request.broker_id)?;
+    let in_sync = |topic, number| core.leadership.in_sync(topic, number);
+    let at_risk = leaders::can_stop(&table, in_sync, request.broker_id);
+    let listed = at_risk.iter().take(AT_RISK_MAX);
+    Ok(v1::CanStopResponse {
+        can_stop: at_risk.is_empty(),
+        at_risk: listed
+            .map(|one| v1::PartitionAtRisk {
+                topic_id: id_bytes(one.topic),
+                topic: name_of(&table, one.topic),
+                partition: one.partition,
+                left: one.left as i32,
+                needed: one.needed as i32,
+            })
+            .collect(),
+        at_risk_count: at_risk.len() as i32,
+    })
+}
+
+/// The name of a topic, for people.
+pub(super) fn name_of(table: &Table, topic: Uuid) -> String {
+    let known = table.topic(topic);
+    known.map(|topic| topic.name.clone()).unwrap_or_default()
+}
+
+/// What of the cluster's state is computed from table and leadership.
+pub(super) fn health(core: &Core, table: &Table) -> v1::ClusterInfoResponse {
+    let mut leaderless = 0;
+    let mut under_replicated = 0;
+    let mut in_sync = HashMap::new();
+    for (topic, number, partition) in table.partitions() {
+        let led = core.leadership.leader_of(topic.id, number).is_some();
+        leaderless += i32::from(!led);
+        let brokers = core.leadership.in_sync(topic.id, number);
+        let mut replicas = partition.replicas.iter();
+        let whole = replicas.all(|one| !one.lost && brokers.contains(&one.broker));
+        under_replicated += i32::from(!whole);
+        in_sync.insert((topic.id, number), brokers);
+    }
+    let view = |topic, number| in_sync.get(&(topic, number)).cloned().unwrap_or_default();
+    let fragile = leaders::rack_loss_survivable(table, view);
+    let shown = |one: Fragile| v1::FragileRack {
+        rack: one.rack,
+        broker_id: one.broker,
+        partitions: one.partitions as i32,
+    };
+    v1::ClusterInfoResponse {
+        leaderless,
+        under_replicated,
+        rack_violations: moves::violations(table).len() as i32,
+        rack_loss_survivable: fragile.is_empty(),
+        fragile: fragile.into_iter().map(shown).collect(),
+        ..v1::ClusterInfoResponse::default()
+    }
+}
