@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use timberline_proto::error::{ApiError, Reason};
 
-use crate::group::Why;
-
 /// Space is freed by people or by retention: neither is faster.
 const RETRY_AFTER_FULL: Duration = Duration::from_secs(1);
+
+/// A hand-over takes about two messages.
+const RETRY_HANDING_OVER: Duration = Duration::from_millis(10);
 
 /// What a client hears of a storage error.
 pub(crate) fn from_storage(error: &timberline_storage::Error) -> ApiError {
@@ -36,11 +37,10 @@ pub(crate) fn from_storage(error: &timberline_storage::Error) -> ApiError {
     }
 }
 
-/// What a client hears of a refused proposal.
-pub(crate) fn from_refusal(why: &Why) -> ApiError {
-    match why {
-        Why::Storage(error) => from_storage(error),
-    }
+/// The answer while a leader hands over: the next one leads in a moment, and the client asks who that is.
+pub(crate) fn handing_over() -> ApiError {
+    ApiError::new(Reason::NoLeader, "the partition is being handed over")
+        .with_retry_after(RETRY_HANDING_OVER)
 }
 
 /// What a client hears of a batch that fails its checks.

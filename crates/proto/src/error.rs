@@ -110,8 +110,6 @@ reasons! {
     UnsupportedVersion = "UNSUPPORTED_VERSION", FailedPrecondition, false, "Upgrade the older side.";
     /// A broker of another cluster.
     WrongCluster = "WRONG_CLUSTER", FailedPrecondition, false, "Point the seeds at brokers of this cluster; a data directory never changes its cluster.";
-    /// The cluster has no broker of this id.
-    UnknownBroker = "UNKNOWN_BROKER", NotFound, false, "See the brokers with `timberline cluster brokers`.";
     /// Another data directory is registered, or connected, under this broker id.
     DuplicateBroker = "DUPLICATE_BROKER", AlreadyExists, false, "Give each broker an id and a data directory of its own.";
     /// The broker that was dialed is not the one that was meant.

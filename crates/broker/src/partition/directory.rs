@@ -65,6 +65,22 @@ impl TopicHandle {
         }
     }
 
+    /// The partition, if it is hosted here.
+    pub(crate) fn hosted_here(&self, number: i32) -> Option<Arc<Partition>> {
+        let partitions = self.partitions.read();
+        partitions.get(usize::try_from(number).ok()?)?.clone()
+    }
+
+    /// Takes a replica in, in place of another one or of none. Partitions in between are hosted elsewhere.
+    pub(crate) fn set(&self, number: i32, partition: Option<Arc<Partition>>) {
+        let mut partitions = self.partitions.write();
+        let at = usize::try_from(number).unwrap_or(0);
+        if partitions.len() <= at {
+            partitions.resize(at + 1, None);
+        }
+        partitions[at] = partition;
+    }
+
     /// The partitions hosted here.
     pub(crate) fn hosted(&self) -> Vec<Arc<Partition>> {
         self.partitions

@@ -7,14 +7,29 @@ mod directory;
 mod wait;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_storage::{Log, ReplicaId};
 use uuid::Uuid;
 
+use crate::cluster::Cluster;
+
 pub(crate) use directory::{Directory, TopicHandle};
 pub(crate) use wait::{Signal, Waiters};
+
+/// Who leads a partition, as the replica here knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lead {
+    pub(crate) term: u64,
+    /// The leader's broker; `None` while none is known.
+    pub(crate) leader: Option<i32>,
+    /// The replica here leads.
+    pub(crate) here: bool,
+    /// It has committed an entry of its term, so that its high watermark is not behind what was acknowledged.
+    pub(crate) settled: bool,
+}
 
 /// A partition that this broker hosts.
 pub(crate) struct Partition {
@@ -24,8 +39,9 @@ pub(crate) struct Partition {
     pub(crate) log: Arc<Log>,
     /// Bytes proposed and not answered yet.
     in_flight: AtomicU64,
-    /// Term in which this broker leads it.
-    leader_epoch: AtomicI32,
+    lead: Mutex<Lead>,
+    /// Brokers whose replica has what is committed, as its leader here sees it; empty elsewhere.
+    in_sync: Mutex<Vec<i32>>,
     /// Set when its topic is deleted; whoever still holds it answers UNKNOWN_TOPIC.
     closed: AtomicBool,
     waiters: Waiters,
@@ -39,7 +55,11 @@ impl Partition {
             number: spec.partition as i32,
             replica: spec.replica,
             in_flight: AtomicU64::new(0),
-            leader_epoch: AtomicI32::new(epoch_of(log.hard_state().term)),
+            lead: Mutex::new(Lead {
+                term: log.hard_state().term,
+                ..Lead::default()
+            }),
+            in_sync: Mutex::default(),
             closed: AtomicBool::new(false),
             waiters: Waiters::default(),
             log,
@@ -48,12 +68,33 @@ impl Partition {
 
     /// The leader's term, as clients know it.
     pub(crate) fn leader_epoch(&self) -> i32 {
-        self.leader_epoch.load(Ordering::Relaxed)
+        epoch_of(self.lead.lock().term)
     }
 
-    /// Called by the shard when the term moves.
-    pub(crate) fn set_term(&self, term: u64) {
-        self.leader_epoch.store(epoch_of(term), Ordering::Relaxed);
+    /// Who leads it.
+    pub(crate) fn lead(&self) -> Lead {
+        *self.lead.lock()
+    }
+
+    /// Called by the shard when that changes. Readers look again: they may have to go elsewhere.
+    pub(crate) fn set_lead(&self, lead: Lead) {
+        let before = std::mem::replace(&mut *self.lead.lock(), lead);
+        if before.here != lead.here || before.settled != lead.settled {
+            self.waiters.wake();
+        }
+    }
+
+    /// Brokers whose replica is in sync; empty unless the leader is here.
+    pub(crate) fn in_sync(&self) -> Vec<i32> {
+        self.in_sync.lock().clone()
+    }
+
+    /// Called by the shard; whether it changed.
+    pub(crate) fn set_in_sync(&self, brokers: Vec<i32>) -> bool {
+        let mut in_sync = self.in_sync.lock();
+        let changed = *in_sync != brokers;
+        *in_sync = brokers;
+        changed
     }
 
     /// # Errors
@@ -63,6 +104,16 @@ impl Partition {
             return Err(crate::metadata::plan::unknown_topic(self.topic));
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// `UNKNOWN_TOPIC`, `NOT_LEADER`, `NO_LEADER`.
+    pub(crate) fn check_leads(&self, cluster: &Cluster) -> Result<(), ApiError> {
+        self.check_open()?;
+        match self.lead().here {
+            true => Ok(()),
+            false => Err(cluster.not_leader(self.topic, self.number, Some(self.lead()))),
+        }
     }
 
     /// Marks the topic as deleted and wakes everybody who waits here.

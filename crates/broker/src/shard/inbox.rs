@@ -1,6 +1,7 @@
 //! A shard's inbox: bounded, filled from any thread, emptied in bursts by one.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use timberline_proto::error::{ApiError, Reason};
@@ -11,6 +12,8 @@ use crate::errors;
 
 /// Items that may wait. Their bytes are bounded by `partition::Budget`; this bounds what tiny ones add up to.
 const INBOX_ITEMS_MAX: usize = 262_144;
+/// Bytes of other brokers' entries that may wait. What is beyond is dropped; their leaders send it again.
+const PEER_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -35,6 +38,8 @@ pub(super) struct Undone {
 #[derive(Default)]
 pub(super) struct Burst {
     pub(super) work: Vec<Work>,
+    /// Payload of other brokers' messages in it.
+    pub(super) peer_bytes: usize,
     /// The highest durable index of each replica: as many as there are replicas, however slow the shard.
     pub(super) durable: HashMap<ReplicaId, u64>,
     pub(super) poisoned: Option<String>,
@@ -57,8 +62,15 @@ impl Inbox {
                 error: errors::draining(),
             }));
         }
-        let internal = matches!(work, Work::Adopt { .. } | Work::Release { .. });
-        if !internal && state.burst.work.len() >= INBOX_ITEMS_MAX {
+        if let Work::Messages { bytes, .. } = &work {
+            let bytes = *bytes;
+            if state.burst.peer_bytes > 0 && state.burst.peer_bytes + bytes > PEER_BYTES_MAX {
+                let error = ApiError::new(Reason::Overloaded, "other brokers' entries wait");
+                return Err(Box::new(Undone { work, error }));
+            }
+            state.burst.peer_bytes += bytes;
+        }
+        if !work.is_internal() && state.burst.work.len() >= INBOX_ITEMS_MAX {
             let error = ApiError::new(
                 Reason::Overloaded,
                 "the partition's shard has too much to do",
@@ -116,13 +128,20 @@ impl Inbox {
         }
     }
 
-    /// Waits for something and exchanges it for `empty`, whose buffers are used again.
-    pub(super) fn take(&self, empty: &mut Burst) {
+    /// Waits for something, or until `deadline`, and exchanges it for `empty`, whose buffers are used again.
+    pub(super) fn take(&self, empty: &mut Burst, deadline: Option<Instant>) {
         debug_assert!(empty.is_empty());
         let mut state = self.state.lock();
         while state.burst.is_empty() {
             state.sleeping = true;
-            self.filled.wait(&mut state);
+            match deadline {
+                None => self.filled.wait(&mut state),
+                Some(at) => {
+                    if self.filled.wait_until(&mut state, at).timed_out() {
+                        break;
+                    }
+                }
+            }
         }
         state.sleeping = false;
         std::mem::swap(&mut state.burst, empty);

@@ -1,8 +1,8 @@
 //! Shards: the threads that own the partitions' write side. One partition, one shard, no lock.
 //!
-//! Front → inbox → check the producer's sequence → propose → (the store syncs) → durable → commit → answer. A shard never
-//! waits for a disk or a peer, only for its inbox. Wakes are for bursts: everything in the inbox is done before anybody
-//! is woken.
+//! Front → inbox → check the producer's sequence → propose → (the store and the peers sync) → commit → answer. A shard
+//! never waits for a disk or a peer, only for its inbox and, while it has groups of several replicas, for the next tick.
+//! Wakes are for bursts: everything in the inbox is done before a clock ticks, a message leaves or anybody is woken.
 
 mod inbox;
 mod run;
@@ -10,20 +10,31 @@ mod writer;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use timberline_consensus::{Change, Envelope, Group, NodeId, View};
 use timberline_proto::error::ApiError;
-use timberline_storage::{Listener, ReplicaId, SyncKind};
+use timberline_storage::{Listener, Log, ReplicaId, SyncKind};
 use tokio::sync::oneshot;
 
 use crate::ack::{Outcome, Ticket};
-use crate::group::Group;
+use crate::cluster::Cluster;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
 
 use inbox::Inbox;
 
-/// Takes a committed command's index and payload. Called on the shard; must not block.
-pub(crate) type OnCommit = Arc<dyn Fn(u64, bytes::Bytes) + Send + Sync>;
+/// The time between two ticks of all groups.
+pub(crate) const TICK: Duration = Duration::from_millis(25);
+
+/// One replica of one partition, as a shard drives it.
+pub(crate) type LogGroup = Group<Arc<Log>>;
+
+/// Told of a state log's commit index. Called on the shard; must not block.
+pub(crate) type OnCommit = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// What is asked of a leader, answered at once.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
 /// What a shard is asked to do.
 pub(crate) enum Work {
@@ -48,9 +59,9 @@ pub(crate) enum Work {
     },
     /// Take a group over.
     Adopt {
-        group: Box<dyn Group>,
+        group: Box<LogGroup>,
         partition: Arc<Partition>,
-        /// Told of each committed command, in order, for state logs.
+        /// Told of the commit index, for state logs.
         on_commit: Option<OnCommit>,
     },
     /// Let a group go, its topic was deleted; then do what must wait for the last append.
@@ -58,6 +69,39 @@ pub(crate) enum Work {
         replica: ReplicaId,
         then: Box<dyn FnOnce() + Send>,
     },
+    /// Messages of another broker's replica of this group.
+    Messages {
+        replica: ReplicaId,
+        from: i32,
+        envelopes: Vec<Envelope>,
+        bytes: usize,
+    },
+    /// A read that a follower's entries wait for is done.
+    ColdDone { replica: ReplicaId, node: NodeId },
+    /// Hand over to the replica on `to`, or to whichever is best.
+    Transfer {
+        replica: ReplicaId,
+        to: Option<i32>,
+        reply: Option<Reply<()>>,
+    },
+    /// Hand over everything that is led here.
+    Resign,
+    /// Change the membership.
+    ChangeMembers {
+        replica: ReplicaId,
+        revision: u64,
+        changes: Vec<Change>,
+        reply: Reply<u64>,
+    },
+    /// Show the group.
+    View {
+        replica: ReplicaId,
+        reply: oneshot::Sender<View>,
+    },
+    /// Connections to a broker were reset, and nobody listens there.
+    PeerLost(i32),
+    /// Messages to a broker were dropped.
+    PeerUnreachable(i32),
     /// Look at age and retention of all logs.
     Housekeep,
     /// Say when everything before this is done.
@@ -72,26 +116,31 @@ pub(crate) struct Shards {
 }
 
 impl Shards {
-    /// Starts `count` threads; 0: one for each core.
+    /// Starts `count` threads. What has to block is done on `runtime`.
     ///
     /// # Errors
     /// That of the system, if a thread can't be made.
-    pub(crate) fn start(count: usize, metrics: &Arc<Metrics>) -> std::io::Result<Arc<Shards>> {
-        let count = if count == 0 {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        } else {
-            count
-        };
+    pub(crate) fn start(
+        count: usize,
+        metrics: &Arc<Metrics>,
+        cluster: &Arc<Cluster>,
+        runtime: &tokio::runtime::Handle,
+    ) -> std::io::Result<Arc<Shards>> {
         let mut inboxes = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
         for number in 0..count {
             let inbox = Arc::new(Inbox::default());
             inboxes.push(Arc::clone(&inbox));
-            let metrics = Arc::clone(metrics);
+            let outside = run::Outside {
+                number: number as u16,
+                metrics: Arc::clone(metrics),
+                cluster: Arc::clone(cluster),
+                runtime: runtime.clone(),
+            };
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("shard-{number}"))
-                    .spawn(move || run::Shard::new(inbox, metrics).run())?,
+                    .spawn(move || run::Shard::new(inbox, outside).run())?,
             );
         }
         Ok(Arc::new(Shards {
@@ -114,11 +163,16 @@ impl Shards {
         }
     }
 
+    /// Hands work to every shard.
+    pub(crate) fn submit_all(&self, work: impl Fn() -> Work) {
+        for inbox in &self.inboxes {
+            let _ = inbox.push(work());
+        }
+    }
+
     /// Asks every shard to look at age and retention.
     pub(crate) fn housekeep(&self) {
-        for inbox in &self.inboxes {
-            let _ = inbox.push(Work::Housekeep);
-        }
+        self.submit_all(|| Work::Housekeep);
     }
 
     /// Work that waits, in items.
@@ -149,7 +203,23 @@ impl Shards {
     }
 }
 
+/// Threads for the shards: as configured, or one for each core.
+pub(crate) fn shard_count(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        count => count,
+    }
+}
+
 impl Work {
+    /// Whether it is the broker's own: it is never refused for want of room, and bounded by what it is about.
+    fn is_internal(&self) -> bool {
+        !matches!(
+            self,
+            Work::Batch { .. } | Work::Command { .. } | Work::Trim { .. } | Work::Messages { .. }
+        )
+    }
+
     /// Answers work that was not taken.
     fn refuse(self, error: ApiError) {
         let error = Box::new(error);
@@ -158,7 +228,12 @@ impl Work {
             Work::Command { reply, .. } | Work::Trim { reply, .. } => {
                 let _ = reply.send(Err(error));
             }
-            Work::Adopt { .. } | Work::Release { .. } | Work::Housekeep | Work::Barrier(_) => {}
+            Work::Transfer { reply, .. } => {
+                reply.map(|reply| reply.send(Err(*error)));
+            }
+            Work::ChangeMembers { reply, .. } => drop(reply.send(Err(*error))),
+            // Entries of others are sent again; the rest is of no use to a shard that stops.
+            _ => {}
         }
     }
 }

@@ -1,25 +1,39 @@
 //! The write side of one partition: sequences checked, entries proposed, answers given when they commit.
+//!
+//! An answer is given in the term in which its entry was proposed, or not at all: a deposed leader acknowledges nothing
+//! (INV-7), and whoever waits is told where to go.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use timberline_consensus::{Change, Envelope, NodeId, Proposal, Refused, View};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
-use timberline_storage::SequenceCheck;
+use timberline_storage::{Appended, Log, SequenceCheck};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::run::{Outside, Sends};
+use super::{LogGroup, OnCommit};
 use crate::ack::{Acked, Outcome, Ticket, Wakes};
+use crate::cluster::Cluster;
 use crate::errors;
-use crate::group::{Entry, Event, Group, Proposed};
 use crate::metrics::Metrics;
-use crate::partition::Partition;
-use crate::shard::OnCommit;
+use crate::partition::{Lead, Partition};
+
+/// Senders remembered beside the membership: leaders that a new replica does not know as members yet.
+const SENDERS_MAX: usize = 16;
 
 /// One partition's writer. Small while nothing is under way: there may be ten thousand.
 pub(super) struct Writer {
-    group: Box<dyn Group>,
+    group: LogGroup,
+    /// It is among those that take their turn in this burst.
+    pub(super) touched: bool,
+    /// The leader as everybody was told.
+    lead: Lead,
+    /// Replicas that wrote and the brokers they wrote from, the latest last.
+    senders: Vec<(NodeId, i32)>,
     partition: Arc<Partition>,
     on_commit: Option<OnCommit>,
     /// Answers that wait for a commit, by index. Bounded by the bytes that `partition::Budget` admits.
@@ -37,8 +51,6 @@ struct Pending {
 enum Reply {
     Ticket(Ticket),
     Once(oneshot::Sender<Outcome>),
-    /// A state log's command, kept for whoever follows the log.
-    Command(oneshot::Sender<Outcome>, Bytes),
     /// Nobody waits; only the log start moves.
     Retention,
 }
@@ -47,7 +59,7 @@ impl Reply {
     fn complete(self, outcome: Outcome, metrics: &Metrics, wakes: &mut Wakes) {
         match self {
             Reply::Ticket(ticket) => ticket.complete(outcome, metrics, wakes),
-            Reply::Once(sender) | Reply::Command(sender, _) => {
+            Reply::Once(sender) => {
                 let _ = sender.send(outcome);
             }
             Reply::Retention => {}
@@ -57,18 +69,24 @@ impl Reply {
 
 impl Writer {
     pub(super) fn new(
-        group: Box<dyn Group>,
+        group: LogGroup,
         partition: Arc<Partition>,
         on_commit: Option<OnCommit>,
     ) -> Writer {
-        partition.set_term(group.term());
         Writer {
             group,
+            touched: false,
+            lead: Lead::default(),
+            senders: Vec::new(),
             partition,
             on_commit,
             pending: VecDeque::new(),
             trimming_to: None,
         }
+    }
+
+    fn log(&self) -> &Arc<Log> {
+        self.log()
     }
 
     pub(super) fn topic(&self) -> Uuid {
@@ -82,14 +100,13 @@ impl Writer {
         log_append_time: bool,
         ticket: Ticket,
         now_ms: i64,
-        metrics: &Metrics,
+        outside: &Outside,
         wakes: &mut Wakes,
     ) {
-        match self.admit(batch, log_append_time, now_ms) {
+        match self.admit(batch, log_append_time, now_ms, &outside.cluster) {
             Ok(acked) => self.answer_when_committed(acked, Reply::Ticket(ticket)),
-            Err(error) => return ticket.complete(Err(error), metrics, wakes),
+            Err(error) => ticket.complete(Err(error), &outside.metrics, wakes),
         }
-        self.answer_committed(self.group.log().commit_index(), metrics, wakes);
     }
 
     /// Checks the sequence and proposes. A duplicate is admitted too: with the place of its original.
@@ -98,9 +115,14 @@ impl Writer {
         batch: Batch,
         log_append_time: bool,
         now_ms: i64,
+        cluster: &Cluster,
     ) -> Result<Acked, Box<ApiError>> {
+        // The sequences of a replica that does not lead are not the partition's.
+        if !self.group.is_leader() {
+            return Err(Box::new(self.not_leader(cluster)));
+        }
         let header = *batch.header();
-        let log = self.group.log();
+        let log = self.log();
         let mut acked = Acked {
             index: 0,
             base_offset: 0,
@@ -132,24 +154,50 @@ impl Writer {
         } else {
             batch
         };
-        let proposed = self.propose(Entry::Batch(batch), now_ms)?;
+        let proposed = self.propose(&Proposal::Batch(batch), now_ms, cluster)?;
         acked.index = proposed.index;
         acked.base_offset = proposed.base_offset;
         Ok(acked)
     }
 
-    fn propose(&mut self, entry: Entry, now_ms: i64) -> Result<Proposed, Box<ApiError>> {
+    fn propose(
+        &mut self,
+        proposal: &Proposal,
+        now_ms: i64,
+        cluster: &Cluster,
+    ) -> Result<Appended, Box<ApiError>> {
         self.group
-            .propose(entry, now_ms)
-            .map_err(|why| Box::new(errors::from_refusal(&why)))
+            .propose(proposal, now_ms)
+            .map_err(|why| Box::new(self.refusal(&why, cluster)))
+    }
+
+    fn not_leader(&self, cluster: &Cluster) -> ApiError {
+        let partition = &self.partition;
+        let lead = Some(self.current_lead());
+        cluster.not_leader(partition.topic, partition.number, lead)
+    }
+
+    fn refusal(&self, why: &Refused, cluster: &Cluster) -> ApiError {
+        match why {
+            Refused::NotLeader { .. } => self.not_leader(cluster),
+            Refused::HandingOver => errors::handing_over(),
+            Refused::Storage(error) => errors::from_storage(error),
+            Refused::Membership(why) => ApiError::new(Reason::Overloaded, why.clone()),
+            Refused::Stopped(why) => ApiError::new(Reason::StoragePoisoned, why.clone()),
+        }
     }
 
     /// Appends to a state log.
-    pub(super) fn command(&mut self, payload: Bytes, reply: oneshot::Sender<Outcome>, now_ms: i64) {
-        match self.propose(Entry::Command(payload.clone()), now_ms) {
-            Ok(proposed) => {
-                let reply = Reply::Command(reply, payload);
-                self.answer_when_committed(self.acked_at(proposed), reply);
+    pub(super) fn command(
+        &mut self,
+        payload: Bytes,
+        reply: oneshot::Sender<Outcome>,
+        now_ms: i64,
+        outside: &Outside,
+    ) {
+        match self.propose(&Proposal::Command(payload), now_ms, &outside.cluster) {
+            Ok(appended) => {
+                self.answer_when_committed(self.acked_at(appended.index), Reply::Once(reply));
             }
             Err(error) => drop(reply.send(Err(error))),
         }
@@ -161,8 +209,12 @@ impl Writer {
         before: Option<i64>,
         reply: oneshot::Sender<Outcome>,
         now_ms: i64,
+        outside: &Outside,
     ) {
-        let log = self.group.log();
+        if !self.group.is_leader() {
+            return drop(reply.send(Err(Box::new(self.not_leader(&outside.cluster)))));
+        }
+        let log = self.log();
         let (log_start, high_watermark) = (log.log_start(), log.high_watermark());
         let target = before.unwrap_or(high_watermark);
         if target > high_watermark || target < 0 {
@@ -175,26 +227,24 @@ impl Writer {
             return drop(reply.send(Err(Box::new(error))));
         }
         if target <= log_start {
-            let done = self.acked_at(Proposed {
-                index: 0,
-                base_offset: 0,
-            });
-            return drop(reply.send(Ok(done)));
+            return drop(reply.send(Ok(self.acked_at(0))));
         }
-        match self.propose(Entry::LogStart(target), now_ms) {
-            Ok(proposed) => self.answer_when_committed(self.acked_at(proposed), Reply::Once(reply)),
+        match self.propose(&Proposal::LogStart(target), now_ms, &outside.cluster) {
+            Ok(appended) => {
+                self.answer_when_committed(self.acked_at(appended.index), Reply::Once(reply));
+            }
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    fn acked_at(&self, proposed: Proposed) -> Acked {
+    fn acked_at(&self, index: u64) -> Acked {
         Acked {
-            index: proposed.index,
-            base_offset: proposed.base_offset,
+            index,
+            base_offset: 0,
             leader_epoch: self.partition.leader_epoch(),
             log_append_time_ms: None,
             duplicate: false,
-            log_start: self.group.log().log_start(),
+            log_start: self.log().log_start(),
         }
     }
 
@@ -219,18 +269,219 @@ impl Writer {
         }
     }
 
-    /// The store made everything up to `index` durable.
-    pub(super) fn durable(&mut self, index: u64, metrics: &Metrics, wakes: &mut Wakes) {
-        self.group.durable(index);
-        while let Some(Event::Committed(committed)) = self.group.poll() {
-            if self
-                .trimming_to
-                .is_some_and(|to| to <= self.group.log().log_start())
-            {
+    /// Works off what came: tells who leads, answers what is committed, passes messages on.
+    pub(super) fn turn(
+        &mut self,
+        now_ms: i64,
+        outside: &Outside,
+        sends: &mut Sends,
+        wakes: &mut Wakes,
+    ) {
+        let rose = self.group.turn(now_ms, &mut sends.output);
+        self.post(sends);
+        let lead = self.current_lead();
+        if lead != self.lead {
+            self.lead_changed(lead, outside, sends, wakes);
+        }
+        if rose {
+            let started = self.log().log_start();
+            if self.trimming_to.is_some_and(|to| to <= started) {
                 self.trimming_to = None;
             }
-            self.answer_committed(committed, metrics, wakes);
+            if let Some(on_commit) = &self.on_commit {
+                on_commit(self.group.commit_index());
+            }
             self.partition.advanced();
+        }
+        if !self.pending.is_empty() {
+            let committed = self.group.commit_index();
+            self.answer_committed(committed, &outside.metrics, wakes);
+        }
+    }
+
+    fn current_lead(&self) -> Lead {
+        let leader = self.group.leader();
+        Lead {
+            term: self.group.term(),
+            leader: leader.and_then(|node| self.broker_of(node)),
+            here: self.group.is_leader(),
+            settled: self.group.is_caught_up(),
+        }
+    }
+
+    fn lead_changed(
+        &mut self,
+        lead: Lead,
+        outside: &Outside,
+        sends: &mut Sends,
+        wakes: &mut Wakes,
+    ) {
+        let before = std::mem::replace(&mut self.lead, lead);
+        self.partition.set_lead(lead);
+        if before.here && !lead.here {
+            self.partition.set_in_sync(Vec::new());
+        }
+        if lead.here && before.term != lead.term {
+            outside.metrics.elected();
+            self.look_who_is_in_sync(&outside.cluster, sends);
+        }
+        let heard = outside.cluster.note_lead(&self.partition, lead);
+        sends.leaderships.extend(heard);
+        if before.here && (!lead.here || lead.term != before.term) {
+            self.trimming_to = None;
+            let error = self.not_leader(&outside.cluster);
+            self.fail_pending(&error, &outside.metrics, wakes);
+        }
+        tracing::debug!(replica = %self.partition.replica, ?lead, "leader");
+    }
+
+    /// Addresses the messages of a turn.
+    fn post(&mut self, sends: &mut Sends) {
+        for envelope in sends.output.messages.drain(..) {
+            if let Some(broker) = self.broker_of(envelope.to) {
+                sends.messages.entry(broker).or_default().push(envelope);
+            }
+        }
+    }
+
+    fn broker_of(&self, node: NodeId) -> Option<i32> {
+        self.group.membership().broker_of(node).or_else(|| {
+            let mut senders = self.senders.iter().rev();
+            senders.find(|(other, _)| *other == node).map(|(_, b)| *b)
+        })
+    }
+
+    /// Takes a message of another broker in, if it may speak for the replica that it names.
+    pub(super) fn step(&mut self, from: i32, envelope: Envelope) {
+        let node = envelope.from;
+        match self.group.membership().broker_of(node) {
+            Some(broker) if broker != from => {
+                tracing::warn!(replica = %self.partition.replica, node, from, broker, "a message from the wrong broker is dropped");
+                return;
+            }
+            Some(_) => {}
+            None => {
+                self.senders.retain(|(other, _)| *other != node);
+                if self.senders.len() == SENDERS_MAX {
+                    self.senders.remove(0);
+                }
+                self.senders.push((node, from));
+            }
+        }
+        if let Err(why) = self.group.step(envelope) {
+            tracing::debug!(replica = %self.partition.replica, node, %why, "a message is dropped");
+        }
+    }
+
+    pub(super) fn needs_ticks(&self) -> bool {
+        self.group.needs_ticks()
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.group.tick();
+    }
+
+    pub(super) fn cold_done(&mut self, node: NodeId) {
+        self.group.cold_done(node);
+    }
+
+    pub(super) fn view(&self) -> View {
+        self.group.view()
+    }
+
+    /// Connections to a broker were reset and nobody listens there.
+    pub(super) fn lost(&mut self, broker: i32) {
+        let members = self.group.membership().members();
+        let on_it: Vec<NodeId> = members
+            .iter()
+            .filter(|member| member.broker == broker)
+            .map(|member| member.node)
+            .collect();
+        if !on_it.is_empty() {
+            self.group.lost(|node| on_it.contains(&node));
+        }
+    }
+
+    /// Messages to a broker were dropped.
+    pub(super) fn unreachable(&mut self, broker: i32) {
+        if !self.group.is_leader() {
+            return;
+        }
+        for member in self.group.membership().members() {
+            if member.broker == broker {
+                self.group.unreachable(member.node);
+            }
+        }
+    }
+
+    /// Hands over to the replica on a broker, or to the voter that has most.
+    pub(super) fn transfer(&mut self, to: Option<i32>, outside: &Outside) -> Result<(), ApiError> {
+        if !self.group.is_leader() {
+            return Err(self.not_leader(&outside.cluster));
+        }
+        let node = self.group.node();
+        let membership = self.group.membership();
+        let peers = self.group.peers();
+        let best = peers
+            .iter()
+            .filter(|peer| peer.node != node && peer.active && membership.is_voter(peer.node))
+            .filter(|peer| to.is_none_or(|to| membership.broker_of(peer.node) == Some(to)))
+            .max_by_key(|peer| peer.matched)
+            .map(|peer| peer.node);
+        match best {
+            Some(best) => {
+                self.group.transfer(best);
+                Ok(())
+            }
+            None => Err(ApiError::new(
+                Reason::NotInSync,
+                "no other replica could take over now",
+            )),
+        }
+    }
+
+    pub(super) fn change_members(
+        &mut self,
+        revision: u64,
+        changes: Vec<Change>,
+        now_ms: i64,
+        outside: &Outside,
+    ) -> Result<u64, ApiError> {
+        self.group
+            .propose_membership(revision, changes, now_ms)
+            .map_err(|why| self.refusal(&why, &outside.cluster))
+    }
+
+    /// A leader looks who has what is committed; the others hear of it if it changed.
+    pub(super) fn look_who_is_in_sync(&mut self, cluster: &Cluster, sends: &mut Sends) {
+        if !self.group.is_leader() {
+            return;
+        }
+        let committed = self.group.commit_index();
+        let node = self.group.node();
+        let membership = self.group.membership();
+        let mut brokers: Vec<i32> = self
+            .group
+            .peers()
+            .iter()
+            .filter(|peer| peer.node == node || (peer.active && peer.matched >= committed))
+            .filter(|peer| membership.is_voter(peer.node))
+            .filter_map(|peer| membership.broker_of(peer.node))
+            .collect();
+        brokers.sort_unstable();
+        if self.partition.set_in_sync(brokers) {
+            sends.leaderships.extend(cluster.note_lead(&self.partition, self.lead));
+        }
+    }
+
+    /// Takes no part any more; nobody is led from here.
+    pub(super) fn stop(&mut self, why: &str, outside: &Outside, sends: &mut Sends) {
+        self.group.stop(why.to_owned());
+        let lead = self.current_lead();
+        if lead != self.lead {
+            self.lead = lead;
+            self.partition.set_lead(lead);
+            sends.leaderships.extend(outside.cluster.note_lead(&self.partition, lead));
         }
     }
 
@@ -244,11 +495,7 @@ impl Writer {
                 break;
             };
             let mut acked = pending.acked;
-            acked.log_start = self.group.log().log_start();
-            if let (Some(on_commit), Reply::Command(_, payload)) = (&self.on_commit, &pending.reply)
-            {
-                on_commit(pending.index, payload.clone());
-            }
+            acked.log_start = self.log().log_start();
             pending.reply.complete(Ok(acked), metrics, wakes);
         }
         if self.pending.is_empty() && self.pending.capacity() > PENDING_KEPT {
@@ -266,13 +513,16 @@ impl Writer {
     }
 
     /// Rolls by age and proposes retention.
-    pub(super) fn housekeep(&mut self, now_ms: i64) {
-        let log = self.group.log();
+    pub(super) fn housekeep(&mut self, now_ms: i64, outside: &Outside) {
+        let log = self.log();
         if log.segments() == 0 {
             return;
         }
         if let Err(error) = log.maybe_roll(now_ms) {
             tracing::warn!(replica = %self.partition.replica, %error, "rolling by age");
+        }
+        if !self.group.is_leader() {
+            return;
         }
         let Some(target) = log.retention_target(now_ms) else {
             return;
@@ -280,11 +530,11 @@ impl Writer {
         if target <= log.log_start() || self.trimming_to.is_some_and(|to| to >= target) {
             return;
         }
-        match self.propose(Entry::LogStart(target), now_ms) {
-            Ok(proposed) => {
+        match self.propose(&Proposal::LogStart(target), now_ms, &outside.cluster) {
+            Ok(appended) => {
                 tracing::info!(replica = %self.partition.replica, target, "retention moves the log start");
                 self.trimming_to = Some(target);
-                self.answer_when_committed(self.acked_at(proposed), Reply::Retention);
+                self.answer_when_committed(self.acked_at(appended.index), Reply::Retention);
             }
             Err(error) => tracing::warn!(replica = %self.partition.replica, %error, "retention"),
         }

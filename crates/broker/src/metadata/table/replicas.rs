@@ -76,9 +76,11 @@ impl Table {
         let topic = self.change_partition(id, number, |partition| {
             if at_once {
                 partition.replicas = target;
+                partition.founding = false;
                 return;
             }
             partition.revision = index;
+            partition.founding = false;
             partition.reassign = Some(Reassign {
                 target,
                 abandoned: Box::default(),
@@ -113,6 +115,7 @@ impl Table {
                 operation = change.operation;
             }
             partition.revision = index;
+            partition.founding = false;
         })?;
         if let Some(operation) = operation {
             let done = Ended::plainly(OperationResult::Done, finish.at_ms);
@@ -142,6 +145,7 @@ impl Table {
         let mut operation = None;
         let topic = self.change_partition(id, number, |partition| {
             partition.revision = index;
+            partition.founding = false;
             if let Some(change) = &mut partition.reassign {
                 change.target = partition.replicas.clone();
                 change.abandoned = change.abandoned.iter().copied().chain(abandoned).collect();

@@ -39,6 +39,8 @@ pub(crate) struct Partition {
     pub(crate) revision: u64,
     /// What they become, while that is under way.
     pub(crate) reassign: Option<Reassign>,
+    /// The replicas are those that it was made with, in their order: they found its group.
+    pub(crate) founding: bool,
 }
 
 /// A change of replicas in flight: learners are added and catch up, the group goes through a joint configuration, and
@@ -183,6 +185,7 @@ pub(super) fn partition_from(partition: &pb::Partition) -> Result<Partition, Rej
         replicas: replicas_from(&partition.replicas, true),
         revision: partition.revision,
         reassign,
+        founding: partition.founding,
     })
 }
 
@@ -192,6 +195,7 @@ fn partition_to(number: i32, partition: &Partition) -> pb::Partition {
         partition: number,
         replicas: replicas_to(&partition.replicas),
         revision: partition.revision,
+        founding: partition.founding,
         target: reassign.map_or_else(Vec::new, |change| replicas_to(&change.target)),
         abandoned: reassign.map_or_else(Vec::new, |change| replicas_to(&change.abandoned)),
         operation_id: reassign
