@@ -199,6 +199,7 @@ fn soft_state_and_calls_pass() {
             partition,
             term: 3,
             broker_id: 1,
+            ..Default::default()
         })
         .collect();
     a.peers.gossip(2, leaderships.clone());
