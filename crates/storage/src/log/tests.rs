@@ -1,5 +1,7 @@
 //! Tests of the log over an in-memory disk, cycles driven by hand.
 
+mod raft;
+
 use std::path::Path;
 use std::sync::Arc;
 
