@@ -483,3 +483,68 @@ fn a_missing_active_file_is_not_gone_on_in() {
     bench.settle();
     assert_eq!(bench.log().durable_index(), 4);
 }
+
+#[test]
+fn a_lost_membership_is_told_of_until_somebody_repairs_it() {
+    let mut bench = Bench::new(14);
+    let config = |payload: &'static str| {
+        let appended = bench.log().append(1, EntryKind::Config, payload.into(), 1);
+        appended.expect("there is space");
+    };
+    config("known");
+    bench.append(1, 2);
+    bench.log().commit_to(3);
+    config("lost");
+    bench.append(1, 2);
+    bench.settle();
+    bench.checkpoint();
+    bench.stop(false);
+    // In the fourth frame's payload: its header still tells what it was.
+    let at = FIRST_FRAME + frame_len(5) + 2 * frame_len(200) + 64;
+    let file = bench.segments().remove(0);
+    let rotten = bench.disk.overwrite_outside(&file, at, b"x");
+    rotten.expect("it is there");
+    for _ in 0..2 {
+        let opened = bench.try_open().expect("the directory opens");
+        let log = &opened.logs[0];
+        assert!(log.unproven().is_some() && log.broken().is_none());
+        assert_eq!(log.membership(), (1, "known".into()));
+        let terms: Vec<_> = (0..=7).map(|index| log.term_at(index)).collect();
+        assert_eq!(terms[1..7], [Some(1); 6]);
+        bench.disk.power_loss();
+    }
+}
+
+#[test]
+fn a_hole_behind_the_table_takes_the_terms_before_it() {
+    let mut bench = Bench::new(15);
+    bench.log().set_config(LogConfig::default());
+    bench.append(1, 3);
+    bench.settle();
+    bench.log().commit_to(3);
+    bench.checkpoint();
+    // Behind the table: directly synced, so that the journal has no copy.
+    for term in 2..6 {
+        let payload = Bytes::from(vec![term as u8; 90_000]);
+        let appended = bench.log().append(term, EntryKind::Command, payload, 1);
+        appended.expect("there is space");
+    }
+    bench.settle();
+    bench.stop(false);
+    let file = bench.segments().remove(0);
+    // The headers of the fourth and the fifth frame.
+    let fourth = FIRST_FRAME + 3 * frame_len(200);
+    for at in [fourth, fourth + frame_len(90_000)] {
+        let rotten = bench.disk.overwrite_outside(&file, at, b"x");
+        rotten.expect("it is there");
+    }
+    let opened = bench.try_open().expect("the directory opens");
+    let log = &opened.logs[0];
+    assert!(log.unproven().is_some(), "{:?}", opened.report);
+    assert_eq!((log.last_index(), log.last_term()), (7, 5));
+    let first = log.first_index();
+    assert!(first > 4, "terms of 4 and 5 are not known");
+    let known: Vec<_> = (first - 1..=7).filter_map(|i| log.term_at(i)).collect();
+    let right: Vec<_> = (first - 1..=7).map(|i| i - 2).collect();
+    assert_eq!(known, right);
+}
