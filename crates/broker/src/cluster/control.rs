@@ -1,0 +1,485 @@
+//! What is looked after all the time: the controller's rounds, the metadata group's own members, changes of replicas by
+//! the partitions' leaders, links to brokers as their addresses change.
+//!
+//! Everything here starts from what is, not from what was begun: a round that was cut short is made good by the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use timberline_consensus::{Change, Member, Membership, NodeId, View};
+use timberline_proto::error::ApiError;
+use timberline_proto::internal::{self as pb, metadata_command::Command};
+use timberline_storage::ReplicaId;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::node::{self, FINISH_REASSIGN, Node, metadata_node};
+use super::found;
+use crate::clock;
+use crate::core::Core;
+use crate::errors;
+use crate::metadata::backend::METADATA_REPLICA;
+use crate::metadata::control::{self as rounds, Action, Soft};
+use crate::metadata::leadership::{Leadership, leaders};
+use crate::metadata::moves;
+use crate::metadata::table::{Partition, Table, id_bytes};
+use crate::peer::PeerInfo;
+use crate::shard::Work;
+
+/// Between two rounds at most; a change of what is known brings the next one sooner.
+const ROUND_EVERY: Duration = Duration::from_millis(500);
+/// Changes that come together are looked at together.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// Between two rounds of handing leaderships to preferred leaders.
+const LEADERS_EVERY: Duration = Duration::from_secs(3);
+/// Leaderships handed over at a time.
+const TRANSFERS_AT_ONCE: usize = 16;
+/// Voters of the metadata group, and where there are as many brokers.
+const VOTERS: usize = 3;
+const VOTERS_MANY: usize = 5;
+
+/// Runs until the broker drains.
+pub(crate) async fn run(core: Arc<Core>, node: Arc<Node>, seeds: Vec<String>) {
+    let mut changes = core.cluster.changes();
+    let mut revisions = core.metadata.revisions();
+    let mut state = State::default();
+    let draining = core.lifecycle.reached(crate::lifecycle::Phase::Draining);
+    tokio::pin!(draining);
+    loop {
+        state.round(&core, &node, &seeds).await;
+        let sooner = async {
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = revisions.changed() => {}
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        };
+        tokio::select! {
+            () = sooner => {}
+            () = tokio::time::sleep(ROUND_EVERY) => {}
+            () = &mut draining => return,
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    /// Since when brokers have not been connected, while this broker controls.
+    missing_since: BTreeMap<i32, Instant>,
+    leaders_at: Option<Instant>,
+    asked_seeds_at: Option<Instant>,
+}
+
+impl State {
+    async fn round(&mut self, core: &Arc<Core>, node: &Arc<Node>, seeds: &[String]) {
+        self.relink(core, node, seeds).await;
+        reassign_led(core).await;
+        if !core.metadata.is_controller() {
+            self.missing_since.clear();
+            self.leaders_at = None;
+            return;
+        }
+        if let Err(error) = found_cluster(core).await {
+            tracing::debug!(%error, "the cluster is not founded yet");
+        }
+        look_after_metadata_group(core).await;
+        self.control(core).await;
+    }
+
+    /// Links follow the metadata; who can't be reached is looked for through the seeds, because it may have moved.
+    async fn relink(&mut self, core: &Arc<Core>, node: &Arc<Node>, seeds: &[String]) {
+        let Some(peers) = core.cluster.peers() else {
+            return;
+        };
+        let brokers = core.cluster.brokers();
+        let mut known: BTreeMap<i32, PeerInfo> = brokers
+            .iter()
+            .filter(|(_, broker)| !broker.peer.is_empty())
+            .map(|(id, broker)| {
+                let info = PeerInfo {
+                    address: broker.peer.clone(),
+                    rack: broker.rack.clone(),
+                };
+                (*id, info)
+            })
+            .collect();
+        let live = core.cluster.live_brokers();
+        let missing = known.keys().any(|id| !live.contains(id)) || known.is_empty();
+        let due = self
+            .asked_seeds_at
+            .is_none_or(|at| at.elapsed() > Duration::from_secs(1));
+        if missing && due {
+            self.asked_seeds_at = Some(Instant::now());
+            let mine = node.identity();
+            let answers = found::ask(peers, seeds, &mine).await;
+            let answers: Vec<_> = answers
+                .iter()
+                .flatten()
+                .filter(|answer| answer.founded == mine.cluster_id)
+                .collect();
+            for (id, info) in found::addresses(&answers) {
+                // They say it themselves. Those who are connected stay as they are.
+                if !live.contains(&id) || !known.contains_key(&id) {
+                    known.insert(id, info);
+                }
+            }
+        } else if missing {
+            return;
+        }
+        peers.set_known(known);
+    }
+
+    async fn control(&mut self, core: &Arc<Core>) {
+        let live = core.cluster.live_brokers();
+        let gone = self.gone(core, &live);
+        let now_ms = clock::now_ms();
+        let (actions, transfers) = {
+            let table = core.metadata.table();
+            let leaders = leaders(&table, &*core.cluster);
+            let in_sync = |topic: Uuid, number: i32| core.cluster.in_sync(topic, number);
+            let soft = Soft {
+                view: moves::View {
+                    live: &live,
+                    gone: &gone,
+                },
+                leaders: &leaders,
+                in_sync: &in_sync,
+            };
+            let due = self
+                .leaders_at
+                .is_none_or(|at| at.elapsed() >= LEADERS_EVERY);
+            let draining = table.brokers().values().any(|broker| !broker.is_active());
+            let transfers = match due || draining {
+                true => rounds::transfers(&table, &soft),
+                false => Vec::new(),
+            };
+            if due {
+                self.leaders_at = Some(Instant::now());
+            }
+            (rounds::actions(&table, &soft, now_ms), transfers)
+        };
+        for action in actions {
+            self.act(core, &action, now_ms).await;
+        }
+        for some in transfers.chunks(TRANSFERS_AT_ONCE) {
+            let all = some.iter().map(|one| async {
+                let moved = core.cluster.transfer(one.topic, one.partition, one.to);
+                if let Err(error) = moved.await {
+                    tracing::debug!(?one, %error, "a leadership was not handed over");
+                }
+            });
+            futures::future::join_all(all).await;
+        }
+    }
+
+    /// Brokers that were not connected for so long that their replicas are rebuilt elsewhere.
+    fn gone(&mut self, core: &Core, live: &BTreeSet<i32>) -> BTreeSet<i32> {
+        let brokers = core.cluster.brokers();
+        self.missing_since
+            .retain(|id, _| brokers.contains_key(id) && !live.contains(id));
+        for id in brokers.keys().filter(|id| !live.contains(id)) {
+            self.missing_since.entry(*id).or_insert_with(Instant::now);
+        }
+        let after = core.config.cluster.replacement_after.duration();
+        let missing = self.missing_since.iter();
+        let gone = missing.filter(|(_, since)| since.elapsed() >= after);
+        gone.map(|(id, _)| *id).collect()
+    }
+
+    async fn act(&self, core: &Arc<Core>, action: &Action, now_ms: i64) {
+        // Planned anew on the table it is proposed on, which may have moved on.
+        let plan = |table: &Table| action.plan(table, now_ms).ok_or_else(idle);
+        match core.metadata.change("", plan).await {
+            Ok(_) => tracing::info!(?action, "controller"),
+            Err(error) => tracing::debug!(?action, %error, "controller"),
+        }
+    }
+}
+
+/// A plan that has become idle.
+fn idle() -> ApiError {
+    ApiError::new(
+        timberline_proto::error::Reason::InvalidArgument,
+        "nothing to do any more",
+    )
+}
+
+/// The founding command, once.
+async fn found_cluster(core: &Arc<Core>) -> Result<(), ApiError> {
+    if core.metadata.table().cluster().is_some() {
+        return Ok(());
+    }
+    let found = Command::FoundCluster(pb::FoundCluster {
+        cluster_id: core.cluster_id.clone(),
+        founded_at_ms: clock::now_ms(),
+        feature_level: 0,
+    });
+    core.metadata.change("", |_| Ok(found)).await.map(drop)
+}
+
+/// A change of replicas that a leader has seen through.
+///
+/// # Errors
+/// Those of the change.
+pub(crate) async fn finish_reassign(
+    core: &Arc<Core>,
+    finish: pb::FinishReassign,
+) -> Result<(), ApiError> {
+    let topic = Uuid::from_slice(&finish.topic_id)
+        .map_err(|_| ApiError::invalid("topic_id", "a topic id has 16 bytes"))?;
+    let action = Action::Finish {
+        topic,
+        partition: finish.partition,
+        voters: finish.replica_ids,
+    };
+    let now_ms = clock::now_ms();
+    let plan = |table: &Table| action.plan(table, now_ms).ok_or_else(idle);
+    core.metadata.change("", plan).await.map(drop)
+}
+
+async fn view(core: &Core, replica: ReplicaId) -> Option<View> {
+    let (reply, view) = oneshot::channel();
+    core.shards.submit(replica, Work::View { replica, reply });
+    view.await.ok()
+}
+
+async fn change_members(
+    core: &Core,
+    replica: ReplicaId,
+    revision: u64,
+    changes: Vec<Change>,
+) -> Result<u64, ApiError> {
+    let (reply, changed) = oneshot::channel();
+    core.shards.submit(
+        replica,
+        Work::ChangeMembers {
+            replica,
+            revision,
+            changes,
+            reply,
+        },
+    );
+    changed.await.map_err(|_| errors::gone())?
+}
+
+/// Partitions that are led here and whose replicas are to become others: one step each.
+async fn reassign_led(core: &Arc<Core>) {
+    let due: Vec<(Uuid, i32, Partition)> = {
+        let table = core.metadata.table();
+        let partitions = table.partitions();
+        let changing = partitions.filter(|(_, _, partition)| partition.reassign.is_some());
+        changing
+            .map(|(topic, number, partition)| (topic.id, number, partition.clone()))
+            .collect()
+    };
+    for (topic, number, partition) in due {
+        let Some(hosted) = core.cluster.hosted(topic, number) else {
+            continue;
+        };
+        if !hosted.lead().settled {
+            continue;
+        }
+        let Some(view) = view(core, hosted.replica).await else {
+            continue;
+        };
+        match next_step(&view, &partition) {
+            Step::Wait => {}
+            Step::Change(changes) => {
+                let revision = partition.revision;
+                let changed = change_members(core, hosted.replica, revision, changes).await;
+                tracing::info!(%topic, number, ?changed, "replicas change");
+            }
+            Step::Done => {
+                let voters = partition.target().iter().map(|replica| replica.id);
+                report_finished(core, topic, number, voters.collect()).await;
+            }
+        }
+    }
+}
+
+async fn report_finished(core: &Arc<Core>, topic: Uuid, number: i32, voters: Vec<u64>) {
+    use prost::Message;
+    let finish = pb::FinishReassign {
+        topic_id: id_bytes(topic),
+        partition: number,
+        replica_ids: voters,
+        at_ms: clock::now_ms(),
+    };
+    let result = if core.metadata.is_controller() {
+        finish_reassign(core, finish).await
+    } else {
+        core.to_controller(FINISH_REASSIGN, finish.encode_to_vec().into())
+            .await
+            .map(drop)
+    };
+    if let Err(error) = result {
+        tracing::debug!(%topic, number, %error, "a finished change was not recorded yet");
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Step {
+    Wait,
+    Change(Vec<Change>),
+    Done,
+}
+
+/// What brings a group one step closer to the replicas that the table wants.
+fn next_step(view: &View, partition: &Partition) -> Step {
+    let membership = &view.membership;
+    if membership.is_joint() {
+        return Step::Wait;
+    }
+    let target: Vec<Member> = partition
+        .target()
+        .iter()
+        .map(|replica| Member {
+            node: replica.id,
+            broker: replica.broker,
+        })
+        .collect();
+    let missing = target.iter().find(|wanted| !has(membership, wanted.node));
+    if let Some(wanted) = missing {
+        return Step::Change(vec![Change::AddLearner(*wanted)]);
+    }
+    let caught_up = |member: &Member| {
+        let peer = view.peers.iter().find(|peer| peer.node == member.node);
+        peer.is_some_and(|peer| peer.active && peer.matched >= view.committed)
+    };
+    let new: Vec<Member> = target
+        .iter()
+        .filter(|wanted| !membership.is_voter(wanted.node))
+        .copied()
+        .collect();
+    if !new.iter().all(caught_up) {
+        return Step::Wait;
+    }
+    let mut changes: Vec<Change> = new.into_iter().map(Change::AddVoter).collect();
+    let wanted = |node: NodeId| target.iter().any(|member| member.node == node);
+    let members = membership.members().into_iter();
+    let removed = members.filter(|member| !wanted(member.node));
+    changes.extend(removed.map(|member| Change::Remove(member.node)));
+    match changes.is_empty() {
+        true => Step::Done,
+        false => Step::Change(changes),
+    }
+}
+
+fn has(membership: &Membership, node: NodeId) -> bool {
+    membership.members().iter().any(|member| member.node == node)
+}
+
+/// The metadata group's own members follow the brokers: everybody learns, three or five vote.
+async fn look_after_metadata_group(core: &Arc<Core>) {
+    let Some(view) = view(core, METADATA_REPLICA).await else {
+        return;
+    };
+    let brokers: BTreeMap<i32, (NodeId, String)> = core
+        .cluster
+        .brokers()
+        .iter()
+        .map(|(id, broker)| (*id, (metadata_node(broker.directory), broker.rack.clone())))
+        .collect();
+    let changes = metadata_step(&view, &brokers);
+    if changes.is_empty() {
+        return;
+    }
+    let revision = *core.metadata.revisions().borrow();
+    let changed = change_members(core, METADATA_REPLICA, revision, changes.clone()).await;
+    tracing::info!(?changes, ?changed, "the metadata group's members change");
+}
+
+/// One change that brings the metadata group closer to what the brokers are; none while another is under way.
+fn metadata_step(view: &View, brokers: &BTreeMap<i32, (NodeId, String)>) -> Vec<Change> {
+    let membership = &view.membership;
+    if membership.is_joint() || brokers.is_empty() {
+        return Vec::new();
+    }
+    let current = |member: &Member| {
+        let known = brokers.get(&member.broker);
+        known.is_some_and(|(node, _)| *node == member.node)
+    };
+    let stale = |members: &[Member]| members.iter().find(|member| !current(member)).copied();
+    if let Some(learner) = stale(&membership.learners) {
+        return vec![Change::Remove(learner.node)];
+    }
+    let new = brokers.iter().find(|(_, (node, _))| !has(membership, *node));
+    if let Some((broker, (node, _))) = new {
+        return vec![Change::AddLearner(Member {
+            node: *node,
+            broker: *broker,
+        })];
+    }
+    let want = match brokers.len() {
+        many if many >= VOTERS_MANY => VOTERS_MANY,
+        few => few.min(VOTERS),
+    };
+    let stale = stale(&membership.voters);
+    if membership.voters.len() >= want && stale.is_none() {
+        return Vec::new();
+    }
+    let rack = |member: &Member| brokers.get(&member.broker).map(|(_, rack)| rack.as_str());
+    let voters_in = |name: Option<&str>| {
+        let staying = membership.voters.iter().filter(|v| Some(**v) != stale);
+        staying.filter(|voter| rack(voter) == name).count()
+    };
+    let ready = |learner: &&Member| {
+        let peer = view.peers.iter().find(|peer| peer.node == learner.node);
+        peer.is_some_and(|peer| peer.active && peer.matched >= view.committed)
+    };
+    let learners = membership.learners.iter().filter(ready);
+    let best = learners.min_by_key(|learner| (voters_in(rack(learner)), learner.broker));
+    match (best, stale) {
+        (Some(best), Some(stale)) => vec![Change::AddVoter(*best), Change::Remove(stale.node)],
+        (Some(best), None) => vec![Change::AddVoter(*best)],
+        // Nobody can take its place; without it a majority is easier to have.
+        (None, Some(stale)) if membership.voters.len() > 1 => vec![Change::Remove(stale.node)],
+        (None, _) => Vec::new(),
+    }
+}
+
+impl Core {
+    /// Has the controller do something, wherever it is, and waits until it shows here.
+    ///
+    /// # Errors
+    /// `NO_LEADER` while no controller is known; those of the call.
+    pub(crate) async fn to_controller(
+        &self,
+        method: &str,
+        payload: bytes::Bytes,
+    ) -> Result<bytes::Bytes, ApiError> {
+        let (topic, number) = super::METADATA;
+        let lead = self.cluster.metadata_lead();
+        let controller = self.cluster.controller();
+        let controller = controller.filter(|broker| *broker != self.cluster.me());
+        let (Some(controller), Some(peers)) = (controller, self.cluster.peers()) else {
+            return Err(self.cluster.not_leader(topic, number, Some(lead)));
+        };
+        let request = pb::ForwardRequest {
+            method: method.to_owned(),
+            payload,
+        };
+        let (payload, revision) = node::forwarded(peers, controller, request).await?;
+        self.metadata.shows(revision).await;
+        Ok(payload)
+    }
+
+    /// Registers a broker, here or where the controller is.
+    ///
+    /// # Errors
+    /// Those of the registration.
+    pub(crate) async fn register_anywhere(
+        self: &Arc<Self>,
+        identity: &pb::PeerIdentity,
+    ) -> Result<(), ApiError> {
+        use prost::Message;
+        if self.metadata.is_controller() {
+            return node::register(self, identity).await;
+        }
+        self.to_controller(node::REGISTER, identity.encode_to_vec().into())
+            .await
+            .map(drop)
+    }
+}
+
