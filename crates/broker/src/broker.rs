@@ -6,32 +6,44 @@ use std::thread::JoinHandle as Thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use timberline_consensus::{ConfigEntry, Member, Timing};
 use timberline_proto::internal::{self as pb, metadata_command::Command};
 use timberline_storage::disk::{Disk, RealDisk};
 use timberline_storage::{Log, LogConfig, Opened, Running, Store, StoreOptions};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use uuid::Uuid;
 
+use crate::cluster::found::{self, Begin};
+use crate::cluster::node::{Found, Node, cluster_id, metadata_node};
+use crate::cluster::{Cluster, control};
 use crate::config::BrokerConfig;
 use crate::core::Core;
-use crate::group::Solo;
 use crate::http::{self, Slot};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::listen::{self, Listener};
-use crate::metadata::backend::{Backend, Committed, METADATA_REPLICA, metadata_spec};
+use crate::metadata::backend::{
+    Backend, Committed, METADATA_REPLICA, found_group, metadata_spec, open_group,
+};
 use crate::metadata::frontend::Frontend;
-use crate::metadata::leadership::Alone;
-use crate::metadata::plan::{Bounds, Registration, register_broker};
-use crate::metadata::table::{FEATURE_LEVEL_MAX, Table};
+use crate::metadata::leadership::Leadership;
+use crate::metadata::plan::Bounds;
+use crate::metadata::table::id_bytes;
 use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, Partition};
-use crate::shard::{Shards, Work};
+use crate::peer::{PEER_CONNECTIONS_MAX, PeerHandler, PeerIdentity, Peers};
+use crate::shard::{Shards, TICK, Work, shard_count};
 use crate::topic::config::Defaults;
 use crate::{Error, clock, grpc};
 
 /// How long connections get to close by themselves after the last stream ended.
 const HANG_UP_AFTER: Duration = Duration::from_millis(250);
+
+/// Between two tries to be registered.
+const REGISTER_EVERY: Duration = Duration::from_millis(20);
+/// How long a broker that is alone waits at its start for its partitions to have their leader.
+const ALONE_WAIT: Duration = Duration::from_secs(2);
+/// How long a broker that stops waits for others to take over what it leads.
+const RESIGN_WAIT: Duration = Duration::from_secs(3);
 
 /// A broker that is to be started.
 pub struct Broker;
@@ -56,6 +68,7 @@ struct Parts {
     committed: Arc<Committed>,
     backend: Thread<()>,
     storage: Running,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Broker {
@@ -84,6 +97,11 @@ impl Broker {
         })?);
         let (grpc_socket, grpc_addr) = listen::bind(config.listen.grpc, "listen.grpc").await?;
         let (http_socket, http_addr) = listen::bind(config.listen.http, "listen.http").await?;
+        let in_cluster = !config.cluster.seeds.0.is_empty();
+        let peer = match in_cluster {
+            true => Some(listen::bind(config.listen.peer, "listen.peer").await?),
+            false => None,
+        };
         let handshake = config.listen.handshake_timeout.duration();
         let listener = |socket, max, name| {
             Listener::new(
@@ -98,14 +116,32 @@ impl Broker {
         let http_slot = Slot::default();
         let http_listener = listener(http_socket, config.listen.http_connections_max, "http");
         let http = http::serve(&http_slot, &lifecycle, http_listener);
+        let peer_addr = peer.as_ref().map(|(_, bound)| *bound);
         let addresses = Addresses {
-            grpc: advertised(&config, grpc_addr),
+            grpc: advertised(&config.listen.grpc_advertise, grpc_addr),
+            peer: peer_addr.map_or_else(String::new, |bound| {
+                advertised(&config.listen.peer_advertise, bound)
+            }),
             http: http_addr.to_string(),
         };
+        let peer_listener = peer.map(|(socket, _)| listener(socket, PEER_CONNECTIONS_MAX, "peer"));
         let grpc_connections = config.listen.connections_max;
-        let recovered =
-            Recovered::run(config, disk, addresses, started, &metrics, &lifecycle).await;
-        let (core, committed, backend, storage) = match recovered {
+        let recovered = Recovered::run(
+            config,
+            disk,
+            addresses,
+            peer_listener,
+            started,
+            &metrics,
+            &lifecycle,
+        );
+        let Recovered {
+            core,
+            committed,
+            backend,
+            storage,
+            tasks,
+        } = match recovered.await {
             Ok(parts) => parts,
             Err(error) => {
                 http.abort();
@@ -134,6 +170,7 @@ impl Broker {
                 committed,
                 backend,
                 storage,
+                tasks,
             })),
             stopped: Arc::new(Notify::new()),
         })
@@ -141,16 +178,17 @@ impl Broker {
 }
 
 /// What clients are told to connect to.
+#[derive(Clone)]
 struct Addresses {
     grpc: String,
+    peer: String,
     http: String,
 }
 
-fn advertised(config: &BrokerConfig, bound: SocketAddr) -> String {
-    if config.listen.grpc_advertise.is_empty() {
-        bound.to_string()
-    } else {
-        config.listen.grpc_advertise.clone()
+fn advertised(configured: &str, bound: SocketAddr) -> String {
+    match configured {
+        "" => bound.to_string(),
+        told => told.to_owned(),
     }
 }
 
@@ -163,116 +201,192 @@ async fn housekeep(shards: Arc<Shards>, interval: Duration) {
 }
 
 /// From a data directory to a broker that could serve.
-struct Recovered;
+struct Recovered {
+    core: Arc<Core>,
+    committed: Arc<Committed>,
+    backend: Thread<()>,
+    storage: Running,
+    /// The peer listener, and what looks after the cluster.
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What is made before the metadata are read.
+struct Basis {
+    config: BrokerConfig,
+    addresses: Addresses,
+    store: Store,
+    directory: Arc<Directory>,
+    cluster: Arc<Cluster>,
+    node: Arc<Node>,
+    shards: Arc<Shards>,
+    timing: Timing,
+}
 
 impl Recovered {
     async fn run(
         config: BrokerConfig,
         disk: Arc<dyn Disk>,
         addresses: Addresses,
+        peer_listener: Option<Listener>,
         started: Instant,
         metrics: &Arc<Metrics>,
         lifecycle: &Arc<Lifecycle>,
-    ) -> Result<(Arc<Core>, Arc<Committed>, Thread<()>, Running), Error> {
+    ) -> Result<Recovered, Error> {
         let opened = open_store(&config, disk).await?;
-        let store = opened.store.clone();
-        let shards =
-            Shards::start(config.broker.shards, metrics).map_err(|error| Error::System {
-                what: "starting the shard threads",
-                why: error.to_string(),
-            })?;
-        let result = Self::replay(&config, opened, &shards).await;
-        let (committed, directory, backend, storage) = match result {
+        let basis = Basis::new(config, addresses, opened.store.clone(), metrics)?;
+        let mut tasks = Vec::new();
+        if let (Some(peers), Some(listener)) = (basis.cluster.peers(), peer_listener) {
+            peers.start(Arc::clone(&basis.node) as Arc<dyn PeerHandler>);
+            let serving = peers
+                .serve(listener)
+                .map_err(|error| Error::Start(error.to_string()))?;
+            tasks.push(tokio::spawn(async move {
+                if let Ok(Err(error)) = serving.await {
+                    tracing::error!(%error, "the peer listener ended");
+                }
+            }));
+        }
+        let result = basis.replay(opened.logs).await;
+        let (committed, log, backend, storage) = match result {
             Ok(parts) => parts,
             Err(error) => {
-                shards.stop();
+                basis.give_up();
                 return Err(error);
             }
         };
-        let defaults = Defaults::new(&config);
-        let bounds = Bounds {
-            topic_partitions_max: config.limits.topic_partitions_max,
-            partitions_max: config.limits.partitions_max,
-            defaults: defaults.clone(),
+        let core = basis.core(&committed, log, started, metrics, lifecycle);
+        basis.node.set_core(&core);
+        let seeds = core.config.cluster.seeds.0.clone();
+        let node = Arc::clone(&basis.node);
+        tasks.push(tokio::spawn(control::run(
+            Arc::clone(&core),
+            Arc::clone(&node),
+            seeds,
+        )));
+        let recovered = Recovered {
+            core,
+            committed,
+            backend,
+            storage,
+            tasks,
         };
-        let metadata = Frontend::new(
-            Arc::clone(&committed),
-            Arc::clone(&shards),
-            Arc::clone(&directory),
-            bounds,
-            config.log.metadata_image_commands,
-        );
-        let result = found(&metadata, &config, &addresses, &store).await;
-        if let Err(error) = result {
-            committed.stop();
-            let _ = backend.join();
-            shards.stop();
-            let _ = storage.stop();
-            return Err(error);
+        match registered(&recovered.core, &node).await {
+            Ok(()) => Ok(recovered),
+            Err(error) => {
+                recovered.give_up();
+                Err(error)
+            }
         }
-        let core = Arc::new(Core {
-            budget: Budget::new(
-                config.limits.broker_in_flight_bytes.0,
-                config.limits.partition_in_flight_bytes.0,
-            ),
-            defaults,
-            store,
-            shards,
-            leadership: Arc::new(Alone {
-                broker: config.broker.id,
-                directory: Arc::clone(&directory),
-            }),
-            directory,
-            metadata,
-            metrics: Arc::clone(metrics),
-            lifecycle: Arc::clone(lifecycle),
-            started,
-            grpc_address: addresses.grpc,
-            http_address: addresses.http,
-            config,
-        });
-        Ok((core, committed, backend, storage))
     }
 
-    /// Replays the metadata log, matches local logs to it, and starts what follows it.
-    async fn replay(
-        config: &BrokerConfig,
-        opened: Opened,
-        shards: &Arc<Shards>,
-    ) -> Result<(Arc<Committed>, Arc<Directory>, Thread<()>, Running), Error> {
-        let committed = Committed::new();
+    /// Takes down what was started.
+    fn give_up(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        if let Some(peers) = self.core.cluster.peers() {
+            peers.close();
+        }
+        self.committed.stop();
+        let _ = self.backend.join();
+        self.core.shards.stop();
+        let _ = self.storage.stop();
+    }
+}
+
+impl Basis {
+    fn new(
+        config: BrokerConfig,
+        addresses: Addresses,
+        store: Store,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Basis, Error> {
+        let me = config.broker.id;
+        let data = store.directory_id();
+        let count = shard_count(config.broker.shards);
+        let peers = (!config.cluster.seeds.0.is_empty()).then(|| {
+            let identity = PeerIdentity {
+                broker_id: me,
+                rack: config.broker.rack.clone(),
+                directory: data,
+                boot: store.boot(),
+            };
+            Peers::new(identity, count as u16)
+        });
         let directory = Arc::new(Directory::default());
-        let store = opened.store;
-        let (mine, others): (Vec<Arc<Log>>, Vec<Arc<Log>>) = opened
-            .logs
+        let cluster = Cluster::new(me, peers, Arc::clone(&directory));
+        let identity = pb::PeerIdentity {
+            broker_id: me,
+            rack: config.broker.rack.clone(),
+            directory_id: id_bytes(data),
+            grpc_address: addresses.grpc.clone(),
+            peer_address: addresses.peer.clone(),
+            http_address: addresses.http.clone(),
+            cluster_id: String::new(),
+            seeds: config.cluster.seeds.0.clone(),
+        };
+        let node = Node::new(identity, data, Arc::clone(&cluster));
+        let runtime = tokio::runtime::Handle::current();
+        let shards =
+            Shards::start(count, metrics, &cluster, &runtime).map_err(|error| Error::System {
+                what: "starting the shard threads",
+                why: error.to_string(),
+            })?;
+        cluster.set_shards(&shards);
+        node.set_shards(&shards);
+        Ok(Basis {
+            timing: timing(&config),
+            config,
+            addresses,
+            store,
+            directory,
+            cluster,
+            node,
+            shards,
+        })
+    }
+
+    fn give_up(&self) {
+        if let Some(peers) = self.cluster.peers() {
+            peers.close();
+        }
+        self.shards.stop();
+    }
+
+    /// Finds the cluster, replays the metadata log, matches local logs to it, and starts what follows it.
+    async fn replay(
+        &self,
+        logs: Vec<Arc<Log>>,
+    ) -> Result<(Arc<Committed>, Arc<Log>, Thread<()>, Running), Error> {
+        let committed = Committed::new();
+        let (mine, others): (Vec<Arc<Log>>, Vec<Arc<Log>>) = logs
             .into_iter()
             .partition(|log| log.spec().replica == METADATA_REPLICA);
         let log = match mine.into_iter().next() {
             Some(log) => log,
-            None => store.create_replica(metadata_spec(), metadata_log_config())?,
+            None => self
+                .store
+                .create_replica(metadata_spec(), metadata_log_config())?,
         };
-        let first_index = log.first_stored_index();
-        let group = Solo::lead(Arc::clone(&log));
+        self.find_cluster(&log).await?;
+        let me = metadata_node(self.store.directory_id());
+        let mut group = open_group(&log, me, self.timing)?;
+        let membership = group.membership();
+        if log.last_index() <= 1 && membership.voters.first().is_some_and(|v| v.node == me) {
+            group.campaign();
+        }
+        let partition = Partition::new(Arc::clone(&log));
+        self.cluster.set_metadata(&partition);
         let follow = Arc::clone(&committed);
-        shards.submit(
-            METADATA_REPLICA,
-            Work::Adopt {
-                group: Box::new(group),
-                partition: Partition::new(Arc::clone(&log)),
-                on_commit: Some(Arc::new(move |index, payload| {
-                    follow.committed(index, payload)
-                })),
-            },
-        );
         let mut backend = Backend {
-            broker_id: config.broker.id,
-            log,
-            store: store.clone(),
+            broker_id: self.config.broker.id,
+            next_index: log.first_stored_index(),
+            log: Arc::clone(&log),
+            store: self.store.clone(),
             committed: Arc::clone(&committed),
-            directory: Arc::clone(&directory),
-            shards: Arc::clone(shards),
-            defaults: Defaults::new(config),
-            next_index: first_index,
+            directory: Arc::clone(&self.directory),
+            shards: Arc::clone(&self.shards),
+            cluster: Arc::clone(&self.cluster),
+            timing: self.timing,
+            defaults: Defaults::new(&self.config),
         };
         let blocking = tokio::task::spawn_blocking(move || {
             backend.recover(others)?;
@@ -281,8 +395,17 @@ impl Recovered {
         let backend = blocking
             .await
             .map_err(|error| Error::Start(error.to_string()))??;
-        check_identity(config, &committed)?;
-        let storage = store.start(Arc::clone(shards) as Arc<dyn timberline_storage::Listener>)?;
+        check_identity(&self.config, &committed)?;
+        let listener = Arc::clone(&self.shards) as Arc<dyn timberline_storage::Listener>;
+        let storage = self.store.start(listener)?;
+        self.shards.submit(
+            METADATA_REPLICA,
+            Work::Adopt {
+                group: Box::new(group),
+                partition,
+                on_commit: Some(Arc::new(move |index| follow.committed(index))),
+            },
+        );
         let backend = std::thread::Builder::new()
             .name("metadata".to_owned())
             .spawn(move || backend.run())
@@ -290,8 +413,174 @@ impl Recovered {
                 what: "starting the metadata thread",
                 why: error.to_string(),
             })?;
-        Ok((committed, directory, backend, storage))
+        Ok((committed, log, backend, storage))
     }
+
+    /// A directory that belongs to a cluster stays in it; another one founds or joins.
+    async fn find_cluster(&self, log: &Arc<Log>) -> Result<(), Error> {
+        let directory = self.store.directory_id();
+        let me = Member {
+            node: metadata_node(directory),
+            broker: self.config.broker.id,
+        };
+        let seeds = &self.config.cluster.seeds.0;
+        if let Some(found) = known_cluster(log)? {
+            self.node.set_found(found);
+            return Ok(());
+        }
+        let Some(peers) = self.cluster.peers() else {
+            let entry = ConfigEntry::founding(vec![me]);
+            self.node.set_found(Found {
+                cluster_id: cluster_id(&entry).to_string(),
+                founding: entry.encode(),
+            });
+            return found_group(log, vec![me], clock::now_ms());
+        };
+        match found::find(&self.node, peers, seeds, directory).await? {
+            // The time is not known alike everywhere, and the entry must be.
+            Begin::Found(entry) => found_group(log, entry.result.voters, 0),
+            Begin::Joined => Ok(()),
+        }
+    }
+
+    fn core(
+        &self,
+        committed: &Arc<Committed>,
+        log: Arc<Log>,
+        started: Instant,
+        metrics: &Arc<Metrics>,
+        lifecycle: &Arc<Lifecycle>,
+    ) -> Arc<Core> {
+        let config = self.config.clone();
+        let defaults = Defaults::new(&config);
+        let bounds = Bounds {
+            topic_partitions_max: config.limits.topic_partitions_max,
+            partitions_max: config.limits.partitions_max,
+            defaults: defaults.clone(),
+        };
+        let metadata = Frontend::new(
+            Arc::clone(committed),
+            Arc::clone(&self.cluster),
+            log,
+            Arc::clone(&self.shards),
+            Arc::clone(&self.directory),
+            bounds,
+            config.log.metadata_image_commands,
+        );
+        Arc::new(Core {
+            budget: Budget::new(
+                config.limits.broker_in_flight_bytes.0,
+                config.limits.partition_in_flight_bytes.0,
+            ),
+            defaults,
+            store: self.store.clone(),
+            shards: Arc::clone(&self.shards),
+            leadership: Arc::clone(&self.cluster) as Arc<dyn Leadership>,
+            cluster: Arc::clone(&self.cluster),
+            cluster_id: self.node.identity().cluster_id,
+            directory: Arc::clone(&self.directory),
+            metadata,
+            metrics: Arc::clone(metrics),
+            lifecycle: Arc::clone(lifecycle),
+            started,
+            grpc_address: self.addresses.grpc.clone(),
+            http_address: self.addresses.http.clone(),
+            config,
+        })
+    }
+}
+
+/// Timeouts in ticks.
+fn timing(config: &BrokerConfig) -> Timing {
+    let ticks = |span: Duration| span.as_millis().div_ceil(TICK.as_millis()).max(1) as usize;
+    let election_ticks = ticks(config.cluster.election_timeout.duration()).max(2);
+    let beat_ticks = ticks(config.cluster.heartbeat_interval.duration());
+    Timing {
+        election_ticks,
+        beat_ticks: beat_ticks.min(election_ticks - 1),
+        ..Timing::default()
+    }
+}
+
+/// The cluster that a metadata log is of, if it is of one.
+fn known_cluster(log: &Arc<Log>) -> Result<Option<Found>, Error> {
+    if log.last_index() == 0 {
+        return Ok(None);
+    }
+    let mut founding = None;
+    let mut cluster_id_found = None;
+    let replayed = log.replay(log.first_stored_index(), |entry| {
+        if entry.kind == timberline_storage::EntryKind::Config && founding.is_none() {
+            founding = Some(entry.payload);
+        } else if entry.kind == timberline_storage::EntryKind::Command
+            && cluster_id_found.is_none()
+        {
+            cluster_id_found = founded_in(&entry.payload);
+        }
+        Ok(())
+    });
+    replayed.map_err(|error| Error::Metadata(error.to_string()))?;
+    let computed = founding
+        .as_ref()
+        .and_then(|payload| ConfigEntry::decode(payload).ok())
+        .map(|entry| cluster_id(&entry).to_string());
+    Ok(cluster_id_found.or(computed).map(|cluster_id| Found {
+        cluster_id,
+        founding: founding.unwrap_or_default(),
+    }))
+}
+
+/// The cluster's id, if the command tells it.
+fn founded_in(payload: &[u8]) -> Option<String> {
+    use prost::Message;
+    let command = pb::MetadataCommand::decode(payload).ok()?.command?;
+    match command {
+        Command::FoundCluster(found) => Some(found.cluster_id),
+        Command::Image(image) => image.cluster.map(|found| found.cluster_id),
+        _ => None,
+    }
+}
+
+/// Waits until the metadata know this broker as it is, and, where it is alone, until it leads what it has.
+async fn registered(core: &Arc<Core>, node: &Arc<Node>) -> Result<(), Error> {
+    if core.store.poisoned().is_some() {
+        return Ok(());
+    }
+    let me = core.config.broker.id;
+    let directory = core.store.directory_id();
+    loop {
+        let known = {
+            let table = core.metadata.table();
+            let known = table.brokers().get(&me);
+            // What a broker says of itself beyond that may follow later.
+            known.is_some_and(|broker| broker.directory == directory)
+                && table.cluster().is_some()
+        };
+        let result = core.register_anywhere(&node.identity()).await;
+        if known {
+            break;
+        }
+        if let Err(error) = result {
+            let hopeless = error.reason.is_some_and(|reason| !reason.is_retriable());
+            if hopeless {
+                return Err(Error::Start(error.to_string()));
+            }
+        }
+        tokio::time::sleep(REGISTER_EVERY).await;
+    }
+    if core.cluster.peers().is_none() {
+        let all_lead = async {
+            let mut changes = core.cluster.changes();
+            let leads = |_: &u64| {
+                let topics = core.directory.topics();
+                let mut hosted = topics.iter().flat_map(|topic| topic.hosted());
+                hosted.all(|partition| partition.lead().settled)
+            };
+            let _ = changes.wait_for(leads).await;
+        };
+        let _ = tokio::time::timeout(ALONE_WAIT, all_lead).await;
+    }
+    Ok(())
 }
 
 /// Segments of the metadata log: small, it is read as a whole at start.
@@ -335,42 +624,6 @@ fn check_identity(config: &BrokerConfig, committed: &Committed) -> Result<(), Er
         }
         _ => Ok(()),
     }
-}
-
-/// Founds the cluster on an empty directory, and registers this broker when what it says of itself has changed.
-async fn found(
-    metadata: &Arc<Frontend>,
-    config: &BrokerConfig,
-    addresses: &Addresses,
-    store: &Store,
-) -> Result<(), Error> {
-    if store.poisoned().is_some() {
-        return Ok(());
-    }
-    let refused = |error: timberline_proto::error::ApiError| Error::Start(error.to_string());
-    if metadata.table().cluster().is_none() {
-        let found = Command::FoundCluster(pb::FoundCluster {
-            cluster_id: Uuid::new_v4().to_string(),
-            founded_at_ms: clock::now_ms(),
-            feature_level: FEATURE_LEVEL_MAX,
-        });
-        metadata.change("", |_| Ok(found)).await.map_err(refused)?;
-    }
-    let registration = Registration {
-        id: config.broker.id,
-        rack: config.broker.rack.clone(),
-        directory: store.directory_id(),
-        grpc: addresses.grpc.clone(),
-        peer: String::new(),
-        http: addresses.http.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let known = registration.is_known(&metadata.table());
-    if !known {
-        let register = |table: &Table| register_broker(table, &registration, false);
-        metadata.change("", register).await.map_err(refused)?;
-    }
-    Ok(())
 }
 
 impl RunningBroker {
@@ -419,6 +672,7 @@ impl RunningBroker {
         };
         let lifecycle = &self.core.lifecycle;
         self.health.set(false).await;
+        self.resign().await;
         lifecycle.enter(Phase::Draining);
         parts.housekeeping.abort();
         let grace = self.core.config.shutdown.drain_timeout.duration();
@@ -450,6 +704,10 @@ impl RunningBroker {
             stopped
         })
         .await;
+        if let Some(peers) = self.core.cluster.peers() {
+            peers.close();
+        }
+        parts.tasks.iter().for_each(JoinHandle::abort);
         parts.http_slot.store(None);
         lifecycle.enter(Phase::Stopped);
         lifecycle.hang_up.notify_waiters();
@@ -458,6 +716,27 @@ impl RunningBroker {
         match stopped {
             Ok(result) => result.map_err(Error::from),
             Err(error) => Err(Error::Start(error.to_string())),
+        }
+    }
+
+    /// Hands everything that is led here to others, as far as they can take it.
+    async fn resign(&self) {
+        let core = &self.core;
+        if core.cluster.peers().is_none() || core.store.poisoned().is_some() {
+            return;
+        }
+        core.shards.submit_all(|| Work::Resign);
+        let mut changes = core.cluster.changes();
+        let leads_nothing = |_: &u64| {
+            let topics = core.directory.topics();
+            let mut hosted = topics.iter().flat_map(|topic| topic.hosted());
+            !core.cluster.metadata_lead().here && hosted.all(|p| !p.lead().here)
+        };
+        if tokio::time::timeout(RESIGN_WAIT, changes.wait_for(leads_nothing))
+            .await
+            .is_err()
+        {
+            tracing::warn!("not everything could be handed over; the rest is elected anew");
         }
     }
 }

@@ -13,8 +13,9 @@ use crate::config::BrokerConfig;
 use crate::lifecycle::Lifecycle;
 use crate::metadata::frontend::Frontend;
 use crate::metadata::leadership::Leadership;
+use crate::cluster::Cluster;
 use crate::metrics::Metrics;
-use crate::partition::{Budget, Directory, TopicHandle};
+use crate::partition::{Budget, Directory, Partition, TopicHandle};
 use crate::shard::Shards;
 use crate::topic::config::{Defaults, TopicConfig};
 
@@ -28,6 +29,10 @@ pub(crate) struct Core {
     pub(crate) metadata: Arc<Frontend>,
     /// Who leads and who lives; not in the metadata log.
     pub(crate) leadership: Arc<dyn Leadership>,
+    /// The same, with everything else about the other brokers.
+    pub(crate) cluster: Arc<Cluster>,
+    /// The cluster's id, before the metadata has it too.
+    pub(crate) cluster_id: String,
     pub(crate) budget: Arc<Budget>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -90,6 +95,27 @@ impl Core {
             Resource::Topic(&topic.name),
         )?;
         Ok(topic)
+    }
+
+    /// A partition that is led here.
+    ///
+    /// # Errors
+    /// `UNKNOWN_PARTITION`, `UNKNOWN_TOPIC`, `NOT_LEADER`, `NO_LEADER`.
+    pub(crate) fn led(
+        &self,
+        topic: &TopicHandle,
+        number: i32,
+    ) -> Result<Arc<Partition>, ApiError> {
+        match topic.hosted_here(number) {
+            Some(partition) => {
+                partition.check_leads(&self.cluster)?;
+                Ok(partition)
+            }
+            None => {
+                topic.check_number(number)?;
+                Err(self.cluster.not_leader(topic.id, number, None))
+            }
+        }
     }
 
     /// Why the broker is not ready, if it is not.

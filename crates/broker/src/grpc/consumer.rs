@@ -97,9 +97,16 @@ fn list_one(core: &Core, item: ListOffsetsItem) -> ListOffsetsResult {
 
 fn look_up(core: &Core, item: ListOffsetsItem) -> Result<ListOffsetsResult, ApiError> {
     let topic = core.topic(Operation::Describe, item.topic.as_ref())?;
-    let partition = topic.partition(item.partition)?;
-    partition.check_open()?;
+    let partition = core.led(&topic, item.partition)?;
     let log = &partition.log;
+    // A leader that has committed nothing yet may not know of all that was acknowledged before it.
+    if !matches!(item.at, Some(At::Earliest(true))) && !partition.lead().settled {
+        return Err(ApiError::new(
+            Reason::OffsetNotAvailable,
+            "the partition's new leader does not know its end yet",
+        )
+        .with_retry_after(std::time::Duration::from_millis(10)));
+    }
     let (offset, timestamp_ms) = match item.at {
         Some(At::Earliest(true)) => (log.log_start(), None),
         Some(At::Latest(true)) => (log.high_watermark(), None),

@@ -64,7 +64,7 @@ pub(super) async fn fetch_once(
 ) -> Result<FetchOnceResponse, ApiError> {
     let wanted = wanted(&request)?;
     let topic = core.topic(Operation::Read, request.topic.as_ref())?;
-    let partition = topic.partition(request.partition)?;
+    let partition = core.led(&topic, request.partition)?;
     wait_for_records(core, &partition, &wanted).await?;
     let log = Arc::clone(&partition.log);
     let limits = core.read_limits();
@@ -94,13 +94,14 @@ async fn wait_for_records(
     let draining = core.lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
     loop {
-        partition.check_open()?;
+        partition.check_leads(&core.cluster)?;
         // A signal for each turn: a registration is used once.
         let signal = Signal::new();
         partition.waiters().register(&signal, 0);
         let log = &partition.log;
         let (high_watermark, end) = (log.high_watermark(), log.end_offset());
-        if wanted.offset < log.log_start() || wanted.offset > end.max(high_watermark) {
+        let beyond = wanted.offset > end.max(high_watermark) && partition.lead().settled;
+        if wanted.offset < log.log_start() || beyond {
             return Err(errors::out_of_range(wanted.offset, log));
         }
         if wanted.offset < high_watermark {

@@ -5,6 +5,7 @@ mod consumer;
 mod convert;
 mod fetch_once;
 mod fetch_stream;
+mod forward;
 mod health;
 mod metadata;
 mod produce_once;
@@ -24,6 +25,7 @@ use crate::core::Core;
 use crate::errors;
 use crate::lifecycle::{Active, Phase};
 
+pub(crate) use forward::perform as perform_forwarded;
 pub(crate) use health::Health;
 pub(crate) use server::serve;
 
@@ -34,11 +36,24 @@ pub(crate) const PROTOCOL_VERSION: i32 = 1;
 #[derive(Clone)]
 pub(crate) struct Services {
     core: Arc<Core>,
+    /// Another broker calls for its client: a change is made here or refused, not handed on.
+    for_peer: bool,
 }
 
 impl Services {
     pub(crate) fn new(core: Arc<Core>) -> Services {
-        Services { core }
+        Services {
+            core,
+            for_peer: false,
+        }
+    }
+
+    /// For calls that another broker hands on.
+    pub(crate) fn of_peer(core: Arc<Core>) -> Services {
+        Services {
+            core,
+            for_peer: true,
+        }
     }
 
     /// Opens the door for one operation.
@@ -50,8 +65,12 @@ impl Services {
         Ok(self.core.lifecycle.active())
     }
 
+    fn belongs_to_controller(&self, api: &str) -> bool {
+        !self.for_peer && forward::is_change(api) && !self.core.metadata.is_controller()
+    }
+
     /// A unary call from door to answer, counted under the name `api`.
-    async fn call<Q: Message, R: Message>(
+    async fn call<Q: Message, R: Message + Default>(
         &self,
         api: &'static str,
         operation: Operation,
@@ -63,6 +82,9 @@ impl Services {
         let metrics = &self.core.metrics;
         metrics.request_bytes.inc_by(request.encoded_len() as u64);
         let result = match self.enter(operation, Resource::Cluster) {
+            Ok(_active) if self.belongs_to_controller(api) => {
+                forward::to_controller(&self.core, api, &request).await
+            }
             Ok(_active) => work(&self.core, request).await,
             Err(error) => Err(error),
         };

@@ -56,7 +56,7 @@ pub(super) async fn produce_once(
     }
     let mut sent = Vec::new();
     for (number, records) in by_partition {
-        let partition = topic.partition(number)?;
+        let partition = core.led(&topic, number)?;
         send(
             core,
             &topic,

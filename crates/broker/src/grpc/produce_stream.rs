@@ -176,8 +176,7 @@ impl ProduceStream {
 
     fn admit(&self, message: &ProduceBatch) -> Result<(Batch, Permit, bool), ApiError> {
         let topic = self.core.topic_by_id(Operation::Write, &message.topic_id)?;
-        let partition = topic.partition(message.partition)?;
-        partition.check_open()?;
+        let partition = self.core.led(&topic, message.partition)?;
         let config = topic.config.load();
         let batch = check_batch(&self.core, &config, message.batch.clone())?;
         let permit = self

@@ -10,15 +10,18 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use prost::Message;
 use timberline_proto::internal as pb;
-use timberline_storage::{EntryKind, Log, ReplicaId, ReplicaSpec, Store};
+use timberline_consensus::{ConfigEntry, Group, GroupOptions, Member, Timing};
+use timberline_storage::{
+    EntryKind, HardState, Log, ReplicaId, ReplicaSpec, Store, chain_seed,
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::table::{Effect, Rejected, Table, Topic};
+use super::table::{self, Effect, Rejected, Table, Topic};
 use crate::Error;
-use crate::group::Solo;
+use crate::cluster::Cluster;
 use crate::partition::{Directory, Partition, TopicHandle};
-use crate::shard::{Shards, Work};
+use crate::shard::{LogGroup, Shards, Work};
 use crate::topic::config::{Defaults, TopicConfig};
 
 /// The metadata log's own replica.
@@ -42,7 +45,8 @@ pub(crate) struct Committed {
 
 #[derive(Default)]
 struct Inbox {
-    commands: Vec<(u64, Bytes)>,
+    /// The log's commit index, as it was told last.
+    committed: u64,
     stop: bool,
 }
 
@@ -59,10 +63,9 @@ impl Committed {
         })
     }
 
-    /// A command was committed. Called by the log's shard, in order; does not block. What waits is bounded by the
-    /// frontend's changes under way.
-    pub(crate) fn committed(&self, index: u64, payload: Bytes) {
-        self.inbox.lock().commands.push((index, payload));
+    /// Entries were committed. Called by the log's shard; does not block.
+    pub(crate) fn committed(&self, index: u64) {
+        self.inbox.lock().committed = index;
         self.filled.notify_one();
     }
 
@@ -72,13 +75,13 @@ impl Committed {
         self.filled.notify_one();
     }
 
-    /// Waits for commands; `None` at the end.
-    fn wait(&self) -> Option<Vec<(u64, Bytes)>> {
+    /// Waits until entries from `next` on are committed; false at the end.
+    fn wait(&self, next: u64) -> bool {
         let mut inbox = self.inbox.lock();
-        while inbox.commands.is_empty() && !inbox.stop {
+        while inbox.committed < next && !inbox.stop {
             self.filled.wait(&mut inbox);
         }
-        (!inbox.stop).then(|| std::mem::take(&mut inbox.commands))
+        !inbox.stop
     }
 }
 
@@ -90,6 +93,8 @@ pub(crate) struct Backend {
     pub(crate) committed: Arc<Committed>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) shards: Arc<Shards>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) timing: Timing,
     pub(crate) defaults: Defaults,
     /// Index of the next entry to apply.
     pub(crate) next_index: u64,
@@ -101,7 +106,7 @@ impl Backend {
     /// # Errors
     /// [`Error::Metadata`] when the log can't be read or understood: then nothing is served, and nothing deleted.
     pub(crate) fn recover(&mut self, found: Vec<Arc<Log>>) -> Result<(), Error> {
-        self.replay()?;
+        self.replay(false)?;
         let mut on_disk: HashMap<ReplicaId, Arc<Log>> = found
             .into_iter()
             .map(|log| (log.spec().replica, log))
@@ -144,8 +149,8 @@ impl Backend {
 
     /// Runs until [`Committed::stop`].
     pub(crate) fn run(mut self) {
-        while let Some(commands) = self.committed.wait() {
-            if let Err(error) = self.follow(commands) {
+        while self.committed.wait(self.next_index) {
+            if let Err(error) = self.replay(true) {
                 // The table stops here; changes time out, what is hosted goes on being served.
                 tracing::error!(%error, "the metadata log can't be followed any further");
                 return;
@@ -155,21 +160,12 @@ impl Backend {
     }
 
     fn publish(&self) {
+        self.cluster.set_brokers(self.committed.table.read().brokers());
         self.committed.applied.send_replace(self.next_index - 1);
     }
 
-    fn follow(&mut self, commands: Vec<(u64, Bytes)>) -> Result<(), Error> {
-        for (index, payload) in commands {
-            if let Some(effect) = self.apply(index, payload)? {
-                self.reconcile(effect)?;
-            }
-            self.next_index = index + 1;
-        }
-        Ok(())
-    }
-
-    /// Applies what the log has to the table.
-    fn replay(&mut self) -> Result<(), Error> {
+    /// Applies what the log has to the table and, with `reconcile`, makes local logs follow.
+    fn replay(&mut self, reconcile: bool) -> Result<(), Error> {
         let commit = self.log.commit_index();
         if self.next_index > commit {
             return Ok(());
@@ -177,13 +173,18 @@ impl Backend {
         let log = Arc::clone(&self.log);
         let mut failed = None;
         let replayed = log.replay(self.next_index, |entry| {
-            if entry.kind == EntryKind::Command
-                && let Err(error) = self.apply(entry.index, entry.payload)
-            {
-                // Only ends the replay; the error itself goes out beside it.
-                let why = timberline_storage::Error::Refused(error.to_string());
-                failed = Some(error);
-                return Err(why);
+            if entry.kind == EntryKind::Command {
+                let result = self.apply(entry.index, entry.payload);
+                let result = result.and_then(|effect| match effect {
+                    Some(effect) if reconcile => self.reconcile(effect),
+                    _ => Ok(()),
+                });
+                if let Err(error) = result {
+                    // Only ends the replay; the error itself goes out beside it.
+                    let why = timberline_storage::Error::Refused(error.to_string());
+                    failed = Some(error);
+                    return Err(why);
+                }
             }
             self.next_index = entry.index + 1;
             Ok(())
@@ -220,10 +221,23 @@ impl Backend {
 
     fn reconcile(&self, effect: Effect) -> Result<(), Error> {
         match effect {
-            // Written by this broker from the table it has: an image changes nothing that is hosted.
-            Effect::None | Effect::Replaced | Effect::Broker { .. } => {}
-            // Partitions have one replica each, and it stays where it is.
-            Effect::Replicas { .. } => {}
+            // An image holds what was committed before it: it changes nothing that is hosted.
+            Effect::None | Effect::Replaced => {}
+            Effect::Broker { lost, .. } => {
+                for topic in lost {
+                    self.host(&topic, &mut HashMap::new())?;
+                }
+            }
+            Effect::Replicas {
+                topic,
+                partition,
+                buried,
+            } => {
+                for replica in buried.iter().filter(|one| one.broker == self.broker_id) {
+                    self.release(&topic, partition, ReplicaId(replica.id));
+                }
+                self.host(&topic, &mut HashMap::new())?;
+            }
             Effect::Grown(topic) => self.host(&topic, &mut HashMap::new())?,
             Effect::Configured(topic) => self.configure(&topic),
             Effect::Deleted(topic) => self.drop_topic(&topic),
@@ -231,30 +245,26 @@ impl Backend {
         Ok(())
     }
 
-    /// Makes the topic's partitions that are not hosted yet. Replicas found on disk are taken out of `on_disk`.
+    /// Makes the replicas of the topic that belong here and are not there yet. Those found on disk are taken out of
+    /// `on_disk`.
     fn host(&self, topic: &Topic, on_disk: &mut HashMap<ReplicaId, Arc<Log>>) -> Result<(), Error> {
         let config = TopicConfig::resolve(&topic.config, &self.defaults);
         let known = self.directory.by_id(topic.id);
         let is_new = known.is_none();
         let handle =
             known.unwrap_or_else(|| TopicHandle::new(topic.id, topic.name.clone(), config.clone()));
-        let mut more = Vec::new();
-        for number in handle.partition_count()..topic.partitions.len() {
-            let mine = topic.partitions[number].hosted_on(self.broker_id).next();
-            let partition = match mine {
-                Some(replica) => {
-                    let spec = ReplicaSpec {
-                        replica: ReplicaId(replica.id),
-                        topic: topic.id,
-                        partition: number as u32,
-                    };
-                    Some(self.open_partition(spec, &config, on_disk)?)
+        for (number, partition) in topic.numbered() {
+            let hosted = handle.hosted_here(number);
+            // The newest one: an older one of a change that was turned back is on its way out.
+            let mine = partition.hosted_on(self.broker_id).max_by_key(|one| one.id);
+            let wanted = match mine {
+                Some(replica) if hosted.as_ref().is_none_or(|h| h.replica.0 != replica.id) => {
+                    Some(self.open_partition(topic, number, partition, replica.id, on_disk)?)
                 }
-                None => None,
+                _ => hosted,
             };
-            more.push(partition);
+            handle.set(number, wanted);
         }
-        handle.extend(more);
         if is_new {
             self.directory.insert(handle);
         }
@@ -263,11 +273,19 @@ impl Backend {
 
     fn open_partition(
         &self,
-        spec: ReplicaSpec,
-        config: &TopicConfig,
+        topic: &Topic,
+        number: i32,
+        partition: &table::Partition,
+        replica: u64,
         on_disk: &mut HashMap<ReplicaId, Arc<Log>>,
     ) -> Result<Arc<Partition>, Error> {
-        let log = match on_disk.remove(&spec.replica) {
+        let config = TopicConfig::resolve(&topic.config, &self.defaults);
+        let spec = ReplicaSpec {
+            replica: ReplicaId(replica),
+            topic: topic.id,
+            partition: number as u32,
+        };
+        let log = match on_disk.remove(&spec.replica).or_else(|| self.store.log(spec.replica)) {
             Some(log) if *log.spec() == spec => {
                 log.set_config(config.log.clone());
                 log
@@ -281,7 +299,21 @@ impl Backend {
             }
             None => self.store.create_replica(spec, config.log.clone())?,
         };
-        let group = Solo::lead(Arc::clone(&log));
+        let member = |one: &table::Replica| Member {
+            node: one.id,
+            broker: one.broker,
+        };
+        let founders: Vec<Member> = partition.replicas.iter().map(member).collect();
+        let is_founder = founders.iter().any(|member| member.node == replica);
+        if partition.founding && is_founder {
+            found_group(&log, founders.clone(), topic.created_at_ms)?;
+        }
+        let fresh = log.last_index() <= 1;
+        let mut group = open_group(&log, replica, self.timing)?;
+        // The preferred leader of a new partition need not wait for a timeout.
+        if fresh && founders.first().is_some_and(|first| first.node == replica) {
+            group.campaign();
+        }
         let partition = Partition::new(log);
         self.shards.submit(
             spec.replica,
@@ -292,6 +324,24 @@ impl Backend {
             },
         );
         Ok(partition)
+    }
+
+    /// Lets one replica go that is a tombstone now.
+    fn release(&self, topic: &Topic, number: i32, replica: ReplicaId) {
+        if let Some(handle) = self.directory.by_id(topic.id)
+            && let Some(hosted) = handle.hosted_here(number)
+            && hosted.replica == replica
+        {
+            handle.set(number, None);
+        }
+        self.bury_when_released(replica);
+    }
+
+    fn bury_when_released(&self, replica: ReplicaId) {
+        let (store, committed) = (self.store.clone(), Arc::clone(&self.committed));
+        // The shard may have appends of it under way: the files go when it has let go.
+        let then = Box::new(move || bury(&store, &committed, replica));
+        self.shards.submit(replica, Work::Release { replica, then });
     }
 
     fn configure(&self, topic: &Topic) {
@@ -309,14 +359,56 @@ impl Backend {
         let Some(handle) = self.directory.remove(topic.id) else {
             return;
         };
+        self.cluster.forget(topic.id);
         for partition in handle.hosted() {
-            let (store, committed) = (self.store.clone(), Arc::clone(&self.committed));
-            let replica = partition.replica;
-            // The shard may have appends of it under way: the files go when it has let go.
-            let then = Box::new(move || bury(&store, &committed, replica));
-            self.shards.submit(replica, Work::Release { replica, then });
+            self.bury_when_released(partition.replica);
         }
     }
+}
+
+/// Gives a log without members its founding entry, the same on every founder. It is committed by being there: nobody
+/// founds a group twice.
+///
+/// # Errors
+/// Those of the log.
+pub(crate) fn found_group(
+    log: &Arc<Log>,
+    founders: Vec<Member>,
+    now_ms: i64,
+) -> Result<(), Error> {
+    if log.last_membership().0 > 0 {
+        return Ok(());
+    }
+    let term = log.hard_state().term.max(log.last_term()).max(1);
+    let payload = ConfigEntry::founding(founders).encode();
+    let appended = log.append(term, EntryKind::Config, payload, now_ms)?;
+    log.set_hard_state(HardState {
+        term,
+        ..log.hard_state()
+    });
+    log.commit_to(appended.index);
+    Ok(())
+}
+
+/// Opens a replica's group. One that can't prove what it has takes no part (INV-6).
+///
+/// # Errors
+/// [`Error::Metadata`] when the log is not one of a group.
+pub(crate) fn open_group(log: &Arc<Log>, node: u64, timing: Timing) -> Result<LogGroup, Error> {
+    let spec = log.spec();
+    let options = GroupOptions {
+        node,
+        tag: chain_seed(spec.topic, spec.partition),
+        seed: rand::random(),
+        timing,
+    };
+    let mut group = Group::open(options, Arc::clone(log))
+        .map_err(|error| Error::Metadata(format!("replica {}: {error}", spec.replica)))?;
+    if let Some(why) = log.unproven() {
+        tracing::error!(replica = %spec.replica, why, "the replica can't prove what it has; it takes no part");
+        group.stop(why);
+    }
+    Ok(group)
 }
 
 /// Carries a tombstone out.

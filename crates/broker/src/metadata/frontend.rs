@@ -14,12 +14,14 @@ use parking_lot::Mutex;
 use prost::Message;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal::{self as pb, metadata_command::Command};
+use timberline_storage::Log;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use uuid::Uuid;
 
 use super::backend::{Committed, METADATA_REPLICA};
 use super::plan::{self, Bounds, PRODUCER_IDS_RESERVED};
 use super::table::{INDEX_UNKNOWN, Table};
+use crate::cluster::{Cluster, METADATA};
 use crate::errors;
 use crate::partition::Directory;
 use crate::shard::{Shards, Work};
@@ -29,9 +31,14 @@ const CHANGES_MAX: usize = 1024;
 /// A change whose outcome is not known by then is answered with TIMEOUT.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a call waits for this broker's table to show what another one has changed.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The one way to change the metadata, and to look at it.
 pub(crate) struct Frontend {
     committed: Arc<Committed>,
+    cluster: Arc<Cluster>,
+    log: Arc<Log>,
     shards: Arc<Shards>,
     directory: Arc<Directory>,
     pub(crate) bounds: Bounds,
@@ -49,11 +56,15 @@ struct Pipeline {
     under_way: usize,
     /// A proposal was refused: `ahead` is wrong until it is made anew.
     stale: bool,
+    /// The term that `ahead` is of; others may have proposed in between.
+    term: u64,
 }
 
 impl Frontend {
     pub(crate) fn new(
         committed: Arc<Committed>,
+        cluster: Arc<Cluster>,
+        log: Arc<Log>,
         shards: Arc<Shards>,
         directory: Arc<Directory>,
         bounds: Bounds,
@@ -62,6 +73,8 @@ impl Frontend {
         let ahead = committed.table.read().clone();
         Arc::new(Frontend {
             committed,
+            cluster,
+            log,
             shards,
             directory,
             bounds,
@@ -70,6 +83,7 @@ impl Frontend {
                 ahead,
                 under_way: 0,
                 stale: false,
+                term: 0,
             }),
             ended: Notify::new(),
             slots: Semaphore::new(CHANGES_MAX),
@@ -85,6 +99,19 @@ impl Frontend {
     /// Revision of the committed table, and a way to wait for the next.
     pub(crate) fn revisions(&self) -> tokio::sync::watch::Receiver<u64> {
         self.committed.applied.subscribe()
+    }
+
+    /// Whether the metadata is led here, and what was committed before is known.
+    pub(crate) fn is_controller(&self) -> bool {
+        let lead = self.cluster.metadata_lead();
+        lead.here && lead.settled
+    }
+
+    /// Waits, not for ever, until the committed table has this revision.
+    pub(crate) async fn shows(&self, revision: u64) {
+        let mut applied = self.committed.applied.subscribe();
+        let wait = applied.wait_for(|index| *index >= revision);
+        let _ = tokio::time::timeout(SHOW_TIMEOUT, wait).await;
     }
 
     /// Replicas on disk that the metadata does not know.
@@ -141,6 +168,18 @@ impl Frontend {
     ) -> Result<Uuid, ApiError> {
         let mut plan = Some(plan);
         loop {
+            let lead = self.cluster.metadata_lead();
+            if !lead.here || !lead.settled {
+                let (topic, number) = METADATA;
+                return Err(self.cluster.not_leader(topic, number, Some(lead)));
+            }
+            if self.pipeline.lock().term != lead.term {
+                // Plans of a new term begin on all that was committed in the ones before.
+                self.shows(self.log.commit_index()).await;
+                let mut pipeline = self.pipeline.lock();
+                pipeline.stale |= pipeline.term != lead.term;
+                pipeline.term = lead.term;
+            }
             let ended = self.ended.notified();
             let reply = {
                 let mut pipeline = self.pipeline.lock();

@@ -13,10 +13,6 @@
 //! tombstone with its id deletes one.
 
 pub(crate) mod backend;
-#[allow(
-    dead_code,
-    reason = "the controller of a cluster of several brokers runs it"
-)]
 pub(crate) mod control;
 mod epochs;
 pub(crate) mod frontend;

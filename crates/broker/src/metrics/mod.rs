@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     fsync_direct: Histogram,
     commit: Histogram,
     connections: IntGaugeVec,
+    leader_changes: IntCounter,
 }
 
 fn name(name: &str) -> String {
@@ -107,11 +108,20 @@ impl Metrics {
             fsync_direct: fsync.with_label_values(&["direct"]),
             batch_records: batch_records.with_label_values(&none),
             commit: commit.with_label_values(&none),
+            leader_changes: counter(
+                "raft_leader_changes_total",
+                "Terms in which this broker came to lead a partition or the metadata.",
+            )?,
             requests,
             fsync,
             connections,
             registry,
         })
+    }
+
+    /// A replica here leads in a new term.
+    pub(crate) fn elected(&self) {
+        self.leader_changes.inc();
     }
 
     /// A call was answered.

@@ -38,31 +38,20 @@ impl TopicHandle {
     }
 
     /// # Errors
-    /// `UNKNOWN_PARTITION`; `NO_LEADER` for one that is not hosted here.
-    pub(crate) fn partition(&self, number: i32) -> Result<Arc<Partition>, ApiError> {
-        let partitions = self.partitions.read();
-        match usize::try_from(number)
-            .ok()
-            .and_then(|at| partitions.get(at))
-        {
-            Some(Some(partition)) => Ok(Arc::clone(partition)),
-            Some(None) => Err(ApiError::new(
-                Reason::NoLeader,
-                format!(
-                    "no leader is known for partition {number} of `{}`",
-                    self.name
-                ),
-            )),
-            None => Err(ApiError::new(
-                Reason::UnknownPartition,
-                format!(
-                    "topic `{}` has {} partitions, {number} is not one of them",
-                    self.name,
-                    partitions.len()
-                ),
-            )
-            .with("partitions", partitions.len())),
+    /// `UNKNOWN_PARTITION`.
+    pub(crate) fn check_number(&self, number: i32) -> Result<(), ApiError> {
+        let count = self.partition_count();
+        if usize::try_from(number).is_ok_and(|at| at < count) {
+            return Ok(());
         }
+        Err(ApiError::new(
+            Reason::UnknownPartition,
+            format!(
+                "topic `{}` has {count} partitions, {number} is not one of them",
+                self.name
+            ),
+        )
+        .with("partitions", count))
     }
 
     /// The partition, if it is hosted here.

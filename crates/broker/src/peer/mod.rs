@@ -15,7 +15,6 @@
 //! (INV-11). Every queue has a bound (INV-12).
 //!
 //! What it is not: it knows no group and no metadata. Who may join, and what a message means, is the [`PeerHandler`]'s.
-#![allow(dead_code, unused_imports, reason = "the broker does not start it yet")]
 
 mod connection;
 mod convert;

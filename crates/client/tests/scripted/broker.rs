@@ -388,6 +388,7 @@ impl MetadataService for Services {
             leader_epoch: 1,
             replicas: vec![1],
             in_sync: vec![1],
+            ..Default::default()
         });
         let topic = v1::TopicInfo {
             name: "t".to_owned(),
@@ -405,6 +406,7 @@ impl MetadataService for Services {
                     address: self.0.address.to_string(),
                     ..Default::default()
                 }],
+                ..Default::default()
             }),
             topics: asked
                 .iter()

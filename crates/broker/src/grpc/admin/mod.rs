@@ -450,8 +450,7 @@ type Trim = Result<Option<oneshot::Receiver<crate::ack::Outcome>>, ApiError>;
 
 /// Proposes a trim; nothing to wait for when it is only checked.
 fn start_trim(core: &Core, topic: &TopicHandle, item: &TrimPartition, check_only: bool) -> Trim {
-    let partition = topic.partition(item.partition)?;
-    partition.check_open()?;
+    let partition = core.led(topic, item.partition)?;
     let log = &partition.log;
     if item
         .before_offset
@@ -495,7 +494,7 @@ async fn finish_trim(topic: &TopicHandle, number: i32, started: Trim) -> TrimRes
     TrimResult {
         partition: number,
         log_start_offset: topic
-            .partition(number)
+            .hosted_here(number)
             .map_or(0, |partition| partition.log.log_start()),
         error: outcome.err().map(|error| error.to_item()),
     }

@@ -61,9 +61,14 @@ pub(super) fn shown(core: &Core, id: Uuid) -> Option<v1::Operation> {
 }
 
 fn show(core: &Core, table: &Table, operation: &Operation) -> v1::Operation {
-    let leaders = leaders(table, &*core.leadership);
-    let live = core.leadership.live_brokers();
-    let left = plan::remaining(table, operation, &leaders, &live) as u64;
+    // What is left of one that has ended is nothing, whoever leads.
+    let left = if operation.ended.is_some() {
+        0
+    } else {
+        let leaders = leaders(table, &*core.leadership);
+        let live = core.leadership.live_brokers();
+        plan::remaining(table, operation, &leaders, &live) as u64
+    };
     let ended = operation.ended.as_ref();
     let total = operation.total;
     let done = match ended.map(|ended| ended.result) {
