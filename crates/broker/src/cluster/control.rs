@@ -163,7 +163,7 @@ impl State {
             self.act(core, &action, now_ms).await;
         }
         for some in transfers.chunks(TRANSFERS_AT_ONCE) {
-            let all = some.iter().map(|one| async {
+            let all = some.iter().map(|one| async move {
                 let moved = core.cluster.transfer(one.topic, one.partition, one.to);
                 if let Err(error) = moved.await {
                     tracing::debug!(?one, %error, "a leadership was not handed over");

@@ -86,7 +86,7 @@ impl Writer {
     }
 
     fn log(&self) -> &Arc<Log> {
-        self.log()
+        self.group.log()
     }
 
     pub(super) fn topic(&self) -> Uuid {

@@ -57,7 +57,7 @@ impl Table {
                 replicas: replicas_from(&partition.replicas, false),
                 revision: index,
                 reassign: None,
-                founding: if image { partition.founding } else { true },
+                founding: true,
             });
         }
         let new = partitions.iter().skip(partitions.len() - more.len());
