@@ -1,4 +1,4 @@
-//! The one binary: server, admin, produce, consume, bench, verify.
+//! The one binary: server, dev cluster, admin, produce, consume, bench, drill, verify.
 //!
 //! A file for each group of commands; `cli` lists them. Rules that hold for all (scripts rely on them, and
 //! `tests/` checks them): results go to standard output, everything else to standard error; exit codes 0 done, 1 failed,
@@ -15,6 +15,8 @@ mod complete;
 mod connect;
 mod consume;
 mod demo;
+mod dev;
+mod drill;
 mod explain;
 mod failure;
 mod json;
@@ -55,7 +57,9 @@ fn run(command: cli::Command) -> Result<(), Failure> {
         Command::Completions(args) => complete::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Server(args) => server::run(&args),
-        Command::Demo(args) => clients()?.block_on(demo::run(args)),
+        Command::Demo(args) => clients()?.block_on(Box::pin(demo::run(args))),
+        Command::Dev(args) => clients()?.block_on(Box::pin(dev::run(args))),
+        Command::Drill(args) => clients()?.block_on(drill::run(args)),
         Command::Topic(args) => clients()?.block_on(topic::run(args)),
         Command::Produce(args) => clients()?.block_on(Box::pin(produce::run(args))),
         Command::Consume(args) => clients()?.block_on(Box::pin(consume::run(args))),
