@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -10,12 +11,11 @@ use tempfile::TempDir;
 
 use crate::harness::{Ran, binary, finish, run, signal, wait_for};
 
-/// Ports for a cluster of a few brokers, below those that the system gives to clients.
+/// Ports for a cluster of a few brokers, below those that the system gives to clients; others for each test.
 fn base_port() -> u16 {
-    let mut ports = (15_000..31_000)
-        .step_by(50)
-        .cycle()
-        .skip(std::process::id() as usize % 320);
+    static TESTS: AtomicUsize = AtomicUsize::new(0);
+    let turn = std::process::id() as usize + 97 * TESTS.fetch_add(1, Ordering::Relaxed);
+    let mut ports = (15_000..31_000).step_by(50).cycle().skip(turn % 320);
     let is_free = |port: &u16| (0..3).all(|at| TcpListener::bind(("127.0.0.1", port + at)).is_ok());
     ports.find(is_free).unwrap()
 }
