@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, cluster, complete, consume, demo, dev, drill, explain, produce, server, topic, verify,
+    bench, broker, cluster, complete, consume, demo, dev, drill, explain, partition, produce,
+    server, topic, verify,
 };
 
 /// Timberline: a log broker. Every record it acknowledges is on disk.
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Produce(produce::ProduceArgs),
     Consume(consume::ConsumeArgs),
     Cluster(cluster::ClusterArgs),
+    Partition(partition::PartitionArgs),
+    Broker(broker::BrokerArgs),
     Bench(bench::BenchArgs),
     Verify(verify::VerifyArgs),
     Explain(explain::ExplainArgs),
@@ -48,8 +51,6 @@ pub(crate) enum Command {
 /// Commands that have their place in the tree and are not built yet.
 const NOT_BUILT: &[&[&str]] = &[
     &["group"],
-    &["partition"],
-    &["broker"],
     &["drill", "group-join"],
     &["drill", "group-kill"],
     &["drill", "coordinator-kill"],
@@ -58,9 +59,6 @@ const NOT_BUILT: &[&[&str]] = &[
     &["generate"],
     &["verify", "replicas"],
     &["bench", "failover"],
-    &["cluster", "health"],
-    &["cluster", "racks"],
-    &["cluster", "brokers"],
     &["cluster", "config"],
 ];
 

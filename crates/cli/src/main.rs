@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod broker;
 mod cli;
 mod cluster;
 mod complete;
@@ -21,6 +22,7 @@ mod explain;
 mod failure;
 mod json;
 mod output;
+mod partition;
 mod produce;
 mod progress;
 mod server;
@@ -63,7 +65,9 @@ fn run(command: cli::Command) -> Result<(), Failure> {
         Command::Topic(args) => clients()?.block_on(topic::run(args)),
         Command::Produce(args) => clients()?.block_on(Box::pin(produce::run(args))),
         Command::Consume(args) => clients()?.block_on(Box::pin(consume::run(args))),
-        Command::Cluster(args) => clients()?.block_on(cluster::run(args)),
+        Command::Cluster(args) => clients()?.block_on(Box::pin(cluster::run(args))),
+        Command::Partition(args) => clients()?.block_on(Box::pin(partition::run(args))),
+        Command::Broker(args) => clients()?.block_on(Box::pin(broker::run(args))),
         Command::Bench(args) => clients()?.block_on(Box::pin(bench::run(args))),
     }
 }

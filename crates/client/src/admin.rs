@@ -18,7 +18,7 @@ use crate::types::{
 /// cancel-safe on this side; a change whose future is dropped may or may not be made.
 #[derive(Clone)]
 pub struct Admin {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 /// Where to trim a partition.
@@ -267,7 +267,7 @@ impl Admin {
 }
 
 /// One id per change, the same over its retries.
-fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 

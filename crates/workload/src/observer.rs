@@ -93,6 +93,7 @@ mod tests {
             leader_epoch: 1,
             replicas: vec![1, 2, 3],
             in_sync: vec![1, 2, 3],
+            ..PartitionInfo::default()
         };
         TopicInfo {
             partitions: leaders.iter().zip(0..).map(info).collect(),

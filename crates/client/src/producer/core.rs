@@ -277,7 +277,8 @@ impl<B: Payload> Core<B> {
         let reached = slot
             .route
             .is_some_and(|route| self.routes[route as usize].up);
-        !reached && !(slot.window.is_empty() && slot.pending.is_empty())
+        let waits = !slot.window.is_empty() || !slot.pending.is_empty();
+        waits && !reached
     }
 
     /// Whether batches may be sent on the route.

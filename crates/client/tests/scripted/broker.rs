@@ -402,6 +402,7 @@ impl MetadataService for Services {
             leader_epoch,
             replicas: vec![1],
             in_sync: vec![1],
+            ..Default::default()
         });
         let topic = v1::TopicInfo {
             name: "t".to_owned(),
@@ -427,6 +428,7 @@ impl MetadataService for Services {
                     })
                 })
                 .collect(),
+                ..Default::default()
             }),
             topics: asked
                 .iter()
