@@ -53,20 +53,17 @@ impl BrokerSpec {
             addresses.grpc.to_string(),
             "--http-listen".to_owned(),
             addresses.http.to_string(),
+            "--peer-listen".to_owned(),
+            addresses.peer.to_string(),
+            "--peer-advertise".to_owned(),
+            addresses.peer.to_string(),
         ];
         if let Some(rack) = &self.rack {
             arguments.extend(["--rack".to_owned(), rack.clone()]);
         }
         if !self.seeds.is_empty() {
             let seeds: Vec<_> = self.seeds.iter().map(SocketAddr::to_string).collect();
-            arguments.extend([
-                "--seeds".to_owned(),
-                seeds.join(","),
-                "--peer-listen".to_owned(),
-                addresses.peer.to_string(),
-                "--peer-advertise".to_owned(),
-                addresses.peer.to_string(),
-            ]);
+            arguments.extend(["--seeds".to_owned(), seeds.join(",")]);
         }
         arguments.extend(self.flags.iter().cloned());
         arguments
@@ -300,11 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_without_seeds_is_told_nothing_of_peers() {
+    fn a_broker_without_seeds_founds_a_cluster_of_its_own() {
         let line = spec().arguments().join(" ");
         assert_eq!(
             line,
-            "server --data-dir d/data --broker-id 2 --grpc-listen 127.0.0.1:7081 --http-listen 127.0.0.1:7083 --rack b --set a.b=c"
+            "server --data-dir d/data --broker-id 2 --grpc-listen 127.0.0.1:7081 --http-listen 127.0.0.1:7083 --peer-listen 127.0.0.1:7082 --peer-advertise 127.0.0.1:7082 --rack b --set a.b=c"
         );
     }
 
@@ -314,9 +311,7 @@ mod tests {
         let seeds = vec![at(0), at(1), at(2)];
         let line = BrokerSpec { seeds, ..spec() }.arguments().join(" ");
         assert!(
-            line.contains(
-                "--seeds 127.0.0.1:7072,127.0.0.1:7082,127.0.0.1:7092 --peer-listen 127.0.0.1:7082 --peer-advertise 127.0.0.1:7082"
-            ),
+            line.contains("--seeds 127.0.0.1:7072,127.0.0.1:7082,127.0.0.1:7092 --set"),
             "{line}"
         );
     }
