@@ -1,4 +1,4 @@
-//! `timberline cluster`.
+//! `timberline cluster`: who is in it, and whether all is well.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -19,6 +19,49 @@ pub(crate) struct ClusterArgs {
 #[derive(Debug, Subcommand)]
 enum ClusterCommand {
     Info(InfoArgs),
+    Health(HealthArgs),
+    Brokers(BrokersArgs),
+    Racks(RacksArgs),
+}
+
+/// Whether all is well: leaders, replicas, racks; exit code 3 if not.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  timberline cluster health\n  timberline cluster health -o json"
+)]
+struct HealthArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// The brokers, what they are for, and what they hold.
+#[derive(Debug, Args)]
+struct BrokersArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// The racks, their brokers, and whether the loss of one would leave every partition a majority.
+#[derive(Debug, Args)]
+struct RacksArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every one of them takes.
+#[derive(Debug, Args)]
+struct Common {
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl Common {
+    async fn status(&self) -> Result<ClusterStatus, Failure> {
+        Ok(self.client.connect().await?.admin().cluster_info().await?)
+    }
 }
 
 /// Who is in the cluster and how its brokers are; exit code 3 when one can't write.
@@ -35,7 +78,15 @@ struct InfoArgs {
 }
 
 pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
-    let ClusterCommand::Info(args) = args.command;
+    match args.command {
+        ClusterCommand::Info(args) => info(args).await,
+        ClusterCommand::Health(args) => health(&args.common).await,
+        ClusterCommand::Brokers(args) => brokers(&args.common).await,
+        ClusterCommand::Racks(args) => racks(&args.common).await,
+    }
+}
+
+async fn info(args: InfoArgs) -> Result<(), Failure> {
     let client = args.client.connect().await?;
     let status = client.admin().cluster_info().await?;
     print(args.output, &value(&status), || table(&status))?;
@@ -53,6 +104,157 @@ pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
         .next("Look into its log for the failed sync, check the disk, then restart it.")
         .reason(timberline_client::Reason::StoragePoisoned.as_str())),
     }
+}
+
+/// What is wrong, in words, the worst first.
+fn troubles(status: &ClusterStatus) -> Vec<String> {
+    let mut troubles = Vec::new();
+    let mut add = |count: i32, what: &str| {
+        if count > 0 {
+            troubles.push(format!("{count} {what}"));
+        }
+    };
+    let brokers = || status.cluster.brokers.iter();
+    add(
+        i32::from(status.cluster.controller_id.is_none()),
+        "metadata group without a leader",
+    );
+    add(status.leaderless, "partitions without a leader");
+    let dead = brokers().filter(|broker| !broker.live).count();
+    add(dead as i32, "brokers are not connected");
+    let readonly = status
+        .brokers
+        .iter()
+        .filter(|state| !state.writable)
+        .count();
+    add(readonly as i32, "brokers refuse writes until a restart");
+    add(
+        status.under_replicated,
+        "partitions with replicas that are not in sync",
+    );
+    add(
+        status.rack_violations,
+        "partitions whose spread over racks could be better",
+    );
+    troubles
+}
+
+async fn health(common: &Common) -> Result<(), Failure> {
+    let status = common.status().await?;
+    let troubles = troubles(&status);
+    let value = json!({
+        "healthy": troubles.is_empty(),
+        "controller_id": status.cluster.controller_id,
+        "leaderless": status.leaderless,
+        "under_replicated": status.under_replicated,
+        "rack_violations": status.rack_violations,
+        "rack_loss_survivable": status.rack_loss_survivable,
+        "troubles": troubles,
+    });
+    print(common.output, &value, || {
+        let survives = match status.rack_loss_survivable {
+            true => "every partition keeps a majority",
+            false => "some partitions lose their majority",
+        };
+        let head = facts(&[
+            (
+                "healthy",
+                if troubles.is_empty() { "yes" } else { "NO" }.to_owned(),
+            ),
+            ("loss of a rack", survives.to_owned()),
+        ]);
+        troubles
+            .iter()
+            .fold(head, |text, trouble| format!("{text}  {trouble}\n"))
+    })?;
+    match troubles.first() {
+        None => Ok(()),
+        Some(worst) => Err(Failure::unhealthy(worst.clone())
+            .next("See `timberline partition list --troubled` and `timberline cluster brokers`.")),
+    }
+}
+
+async fn brokers(common: &Common) -> Result<(), Failure> {
+    let client = common.client.connect().await?;
+    let cluster = client.cluster().await?;
+    let topics = client.admin().list_topics(true).await?;
+    let leads = |id: i32| {
+        let partitions = topics.iter().flat_map(|topic| &topic.partitions);
+        partitions.filter(|info| info.leader_id == Some(id)).count()
+    };
+    let value = cluster.brokers.iter().map(|broker| {
+        json!({
+            "id": broker.broker_id,
+            "rack": broker.rack,
+            "state": broker.state.as_str(),
+            "live": broker.live,
+            "leads": leads(broker.broker_id),
+            "replicas": broker.replicas,
+            "grpc": broker.address,
+            "http": broker.http_address,
+            "version": broker.version,
+        })
+    });
+    print(common.output, &value.collect(), || {
+        let row = |broker: &timberline_client::BrokerInfo| {
+            vec![
+                broker.broker_id.to_string(),
+                broker.rack.clone().unwrap_or("-".to_owned()),
+                broker.state.as_str().to_owned(),
+                if broker.live { "yes" } else { "NO" }.to_owned(),
+                leads(broker.broker_id).to_string(),
+                broker.replicas.to_string(),
+                broker.address.clone(),
+                broker.version.clone(),
+            ]
+        };
+        let headers = [
+            "BROKER", "RACK", "STATE", "LIVE", "LEADS", "REPLICAS", "GRPC", "VERSION",
+        ];
+        columns(
+            &headers,
+            &["LEADS", "REPLICAS"],
+            cluster.brokers.iter().map(row).collect(),
+        )
+    })
+}
+
+async fn racks(common: &Common) -> Result<(), Failure> {
+    let status = common.status().await?;
+    let mut racks: std::collections::BTreeMap<Option<&str>, Vec<i32>> = Default::default();
+    for broker in &status.cluster.brokers {
+        racks
+            .entry(broker.rack.as_deref())
+            .or_default()
+            .push(broker.broker_id);
+    }
+    // Of brokers without a rack each is one.
+    let fragile = |rack: Option<&str>| -> i32 {
+        let of_rack = status
+            .fragile
+            .iter()
+            .filter(|fragile| fragile.rack.as_deref() == rack);
+        of_rack.map(|fragile| fragile.partitions).sum()
+    };
+    let value = racks.iter().map(|(rack, brokers)| {
+        json!({"rack": rack, "brokers": brokers, "partitions_at_risk": fragile(*rack)})
+    });
+    let value = json!({
+        "rack_loss_survivable": status.rack_loss_survivable,
+        "racks": value.collect::<Vec<_>>(),
+    });
+    print(common.output, &value, || {
+        let row = |(rack, brokers): (&Option<&str>, &Vec<i32>)| {
+            let brokers: Vec<_> = brokers.iter().map(i32::to_string).collect();
+            vec![
+                rack.unwrap_or("-").to_owned(),
+                brokers.join(","),
+                fragile(*rack).to_string(),
+            ]
+        };
+        let headers = ["RACK", "BROKERS", "WITHOUT MAJORITY IF LOST"];
+        columns(&headers, &headers[2..], racks.iter().map(row).collect())
+    })
 }
 
 fn value(status: &ClusterStatus) -> Value {
@@ -79,6 +281,11 @@ fn value(status: &ClusterStatus) -> Value {
         "controller_id": status.cluster.controller_id,
         "topics": status.topics,
         "partitions": status.partitions,
+        "leaderless": status.leaderless,
+        "under_replicated": status.under_replicated,
+        "rack_violations": status.rack_violations,
+        "rack_loss_survivable": status.rack_loss_survivable,
+        "feature_level": status.cluster.feature_level,
         "brokers": brokers,
     })
 }

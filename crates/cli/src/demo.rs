@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use timberline_workload::demo::{self, DemoEvent, DemoOptions, DemoReport};
+use timberline_workload::demo::{self, DemoEvent, DemoOptions, DemoReport, PARTITIONS};
 
 use crate::failure::Failure;
 use crate::output::{Format, print, print_text};
@@ -13,9 +13,9 @@ use crate::values::{parse_size, show_size};
 /// The most of a file that the demo takes: it is held in memory.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
-/// Kill a broker in the middle of a real file, twice, and count what is lost: 0.
+/// Kill brokers of a cluster in the middle of a real file, and count what is lost: 0.
 ///
-/// Everything happens in a temporary directory and on free ports; nothing is left behind.
+/// Three brokers in three racks, in a temporary directory and on free ports; nothing is left behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +31,15 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value = "64KiB", value_parser = parse_size, value_name = "SIZE")]
     chunk: usize,
 
+    /// A broker is started in each of these racks.
+    #[arg(
+        long,
+        default_value = "a,b,c",
+        value_name = "RACK,…",
+        value_delimiter = ','
+    )]
+    racks: Vec<String>,
+
     /// How the result is printed; the story goes to standard error unless it is a table.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -44,6 +53,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
         program,
         piece_bytes: args.chunk,
         bytes_max: FILE_BYTES_MAX,
+        racks: args.racks,
     };
     let quiet = !args.output.is_table();
     tell(quiet, INTRODUCTION)?;
@@ -76,48 +86,70 @@ fn tell(quiet: bool, text: &str) -> Result<(), Failure> {
 }
 
 const INTRODUCTION: &str = "\
-Timberline is a log broker: programs append records to partitions, others read them in order.
-It acknowledges a record only when it is on disk. So let's kill it in the middle of its work.
+Timberline is a replicated log broker: programs append records to partitions, others read them in order.
+It acknowledges a record only when most of its replicas have it on disk. So let's kill brokers in the middle of the work.
 
 ";
 
 fn told(event: &DemoEvent) -> String {
     match event {
-        DemoEvent::Started {
-            pid,
-            address,
-            data_dir,
-            took,
-        } => format!(
-            "  started   a broker, process {pid}, on {address} in {} ms\n            data in {}\n",
-            took.as_millis(),
-            data_dir.display()
-        ),
+        DemoEvent::Started { brokers, dir, took } => {
+            let mut text = format!(
+                "  started   {} brokers in {} ms, data in {}\n",
+                brokers.len(),
+                took.as_millis(),
+                dir.display()
+            );
+            for broker in brokers {
+                text.push_str(&format!(
+                    "            broker {} in rack {}, process {}, on {}\n",
+                    broker.id, broker.rack, broker.pid, broker.address
+                ));
+            }
+            text
+        }
         DemoEvent::Sending {
             file,
             bytes,
             pieces,
+            replicas,
         } => format!(
-            "  sending   {} ({}) in {pieces} pieces, as fast as two seconds allow\n",
+            "  sending   {} ({}) in {pieces} pieces, each to {replicas} replicas\n",
             file.display(),
             show_size(i64::try_from(*bytes).unwrap_or(i64::MAX))
         ),
         DemoEvent::Killed {
-            pid,
+            broker,
+            leads,
             acknowledged,
             pieces,
         } => format!(
-            "  kill -9   process {pid}, with {acknowledged} of {pieces} pieces acknowledged\n"
+            "  kill -9   broker {}, process {}, which led {leads} of {PARTITIONS} partitions, with {acknowledged} of {pieces} pieces acknowledged\n",
+            broker.id, broker.pid
         ),
-        DemoEvent::Restarted { pid, took } => format!(
-            "  restart   process {pid} recovered the log and serves after {} ms\n",
+        DemoEvent::TakenOver { took } => format!(
+            "  election  the others lead all partitions after {} ms\n",
             took.as_millis()
         ),
-        DemoEvent::Sent { acknowledged } => format!(
-            "  sent      all {acknowledged} pieces are acknowledged; the producer rode it out. Now once more:\n"
+        DemoEvent::Returned {
+            broker,
+            took,
+            caught_up,
+        } => format!(
+            "  restart   broker {} serves after {} ms and has caught up after {} more\n",
+            broker.id,
+            took.as_millis(),
+            caught_up.as_millis()
         ),
-        DemoEvent::Read { read, identical } => format!(
-            "  read      {read} pieces back from the disk: the file is {}\n",
+        DemoEvent::Sent { acknowledged } => format!(
+            "  sent      all {acknowledged} pieces are acknowledged; the producer saw no error. Now another one:\n"
+        ),
+        DemoEvent::Read {
+            read,
+            brokers,
+            identical,
+        } => format!(
+            "  read      {read} pieces back from the {brokers} left: the file is {}\n",
             if *identical {
                 "the same, byte for byte"
             } else {
@@ -136,7 +168,7 @@ fn summary(report: &DemoReport) -> String {
         ("", "")
     };
     format!(
-        "\n  acknowledged: {}\n  read:         {}\n  {on}lost: {}{off}\n  duplicated: {}\n\nTwo kills, {:.1} s. Your turn:\n  timberline server\n  timberline topic create hello --partitions 1\n  echo world | timberline produce hello\n  timberline consume hello --from beginning --until-end\n",
+        "\n  acknowledged: {}\n  read:         {}\n  {on}lost: {}{off}\n  duplicated: {}\n\nTwo kills, {:.1} s. Your turn:\n  timberline dev up --detach\n  timberline topic create hello --partitions 3 --replication-factor 3\n  echo world | timberline produce hello\n  timberline dev kill 1\n  timberline consume hello --from beginning --until-end --bootstrap 127.0.0.1:7081\n  timberline dev down\n",
         verdict.acknowledged, verdict.read, verdict.lost, verdict.duplicated, report.seconds,
     )
 }

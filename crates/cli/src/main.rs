@@ -1,4 +1,4 @@
-//! The one binary: server, admin, produce, consume, bench, verify.
+//! The one binary: server, dev cluster, admin, produce, consume, bench, drill, verify.
 //!
 //! A file for each group of commands; `cli` lists them. Rules that hold for all (scripts rely on them, and
 //! `tests/` checks them): results go to standard output, everything else to standard error; exit codes 0 done, 1 failed,
@@ -9,16 +9,20 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod broker;
 mod cli;
 mod cluster;
 mod complete;
 mod connect;
 mod consume;
 mod demo;
+mod dev;
+mod drill;
 mod explain;
 mod failure;
 mod json;
 mod output;
+mod partition;
 mod produce;
 mod progress;
 mod server;
@@ -55,11 +59,15 @@ fn run(command: cli::Command) -> Result<(), Failure> {
         Command::Completions(args) => complete::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Server(args) => server::run(&args),
-        Command::Demo(args) => clients()?.block_on(demo::run(args)),
+        Command::Demo(args) => clients()?.block_on(Box::pin(demo::run(args))),
+        Command::Dev(args) => clients()?.block_on(Box::pin(dev::run(args))),
+        Command::Drill(args) => clients()?.block_on(drill::run(args)),
         Command::Topic(args) => clients()?.block_on(topic::run(args)),
         Command::Produce(args) => clients()?.block_on(Box::pin(produce::run(args))),
         Command::Consume(args) => clients()?.block_on(Box::pin(consume::run(args))),
-        Command::Cluster(args) => clients()?.block_on(cluster::run(args)),
+        Command::Cluster(args) => clients()?.block_on(Box::pin(cluster::run(args))),
+        Command::Partition(args) => clients()?.block_on(Box::pin(partition::run(args))),
+        Command::Broker(args) => clients()?.block_on(Box::pin(broker::run(args))),
         Command::Bench(args) => clients()?.block_on(Box::pin(bench::run(args))),
     }
 }

@@ -5,7 +5,7 @@ use timberline_proto::v1;
 
 use crate::client::{Client, by_name};
 use crate::consumer::Position;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::types::{
     ClusterStatus, ConfigChange, ConfigEntry, NewTopic, OffsetInfo, PartitionState,
     TopicDescription, TopicId, TopicInfo, TrimOutcome,
@@ -18,7 +18,7 @@ use crate::types::{
 /// cancel-safe on this side; a change whose future is dropped may or may not be made.
 #[derive(Clone)]
 pub struct Admin {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 /// Where to trim a partition.
@@ -253,7 +253,7 @@ impl Admin {
         Ok(answer.into())
     }
 
-    /// Finds one offset per item, in the order of the items.
+    /// Finds one offset per item, in the order of the items. Leaders are asked; a leader that moves is followed.
     ///
     /// # Errors
     /// `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`, of the first item that has one.
@@ -262,37 +262,12 @@ impl Admin {
         topic: &str,
         items: &[(i32, Position)],
     ) -> Result<Vec<OffsetInfo>> {
-        let request = v1::ListOffsetsRequest {
-            items: items
-                .iter()
-                .map(|(partition, at)| offsets_item(by_name(topic), *partition, *at))
-                .collect(),
-        };
-        let answer = self
-            .client
-            .call("ListOffsets", |connection| {
-                let request = request.clone();
-                async move { connection.consumer().list_offsets(request).await }
-            })
-            .await?;
-        if answer.results.len() != items.len() {
-            return Err(Error::Protocol {
-                message: format!(
-                    "{} answers to {} questions for offsets",
-                    answer.results.len(),
-                    items.len()
-                ),
-            });
-        }
-        let pairs = answer.results.into_iter().zip(items);
-        pairs
-            .map(|(result, (_, at))| offset_info(result, *at))
-            .collect()
+        self.client.offsets_of(topic, by_name(topic), items).await
     }
 }
 
 /// One id per change, the same over its retries.
-fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 

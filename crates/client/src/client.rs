@@ -1,5 +1,6 @@
 //! The handle on a cluster: metadata, and calls that are retried over whichever broker answers.
 
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::metadata::{MetadataCache, TopicView};
 use crate::options::{ClientOptions, ConsumerOptions, ProducerOptions};
 use crate::producer::Producer;
-use crate::types::{ClusterInfo, TopicInfo};
+use crate::types::{ClusterInfo, OffsetInfo, TopicInfo};
 
 /// A handle on a cluster. Clones share everything.
 #[derive(Clone)]
@@ -29,9 +30,21 @@ struct Inner {
     cache: MetadataCache,
     /// The connection for calls. Locked while one is opened, so that callers don't open one each.
     control: tokio::sync::Mutex<Option<Connection>>,
+    /// Connections to leaders, for calls that only they can answer.
+    leaders: tokio::sync::Mutex<HashMap<String, Connection>>,
     /// Which address to try next.
     next: AtomicUsize,
+    /// When an address failed last.
+    failed: parking_lot::Mutex<HashMap<String, Instant>>,
 }
+
+/// How long a broker is given for an answer that costs it nothing, before another one is asked; twice as long the next
+/// time, since all may be slow.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// For so long an address that failed is tried only after the others.
+const SHUN_FOR: Duration = Duration::from_secs(5);
+/// Addresses and connections remembered; beyond, all are forgotten.
+const ADDRESSES_MAX: usize = 1024;
 
 impl Client {
     /// Reaches one of the bootstrap brokers and asks it who is in the cluster.
@@ -47,13 +60,27 @@ impl Client {
                 options,
                 cache: MetadataCache::default(),
                 control: tokio::sync::Mutex::new(None),
+                leaders: tokio::sync::Mutex::default(),
                 next: AtomicUsize::new(0),
+                failed: parking_lot::Mutex::default(),
             }),
         };
-        // Not retried: a wrong address should be told at once. Who waits for a broker to start calls again.
-        let connection = client.control().await?;
-        client.ask(connection, Vec::new(), true).await?;
-        Ok(client)
+        // Each is asked once: a wrong address should be told at once. Who waits for a broker to start calls again.
+        let mut left = client.options().bootstrap.len();
+        loop {
+            left -= 1;
+            let connection = client.control().await?;
+            // The last one has all the time there is.
+            let patience = match left {
+                0 => client.options().request_timeout,
+                _ => ANSWER_WITHIN.min(client.options().request_timeout),
+            };
+            match client.ask(&connection, patience).await {
+                Ok(()) => return Ok(client),
+                Err(error) if left == 0 || !error.is_retriable() => return Err(error),
+                Err(_) => client.give_up(&connection).await,
+            }
+        }
     }
 
     /// Topics, configuration, offsets.
@@ -105,7 +132,7 @@ impl Client {
             no_topics: true,
         };
         let answer = self
-            .call("GetMetadata", |connection| {
+            .call_soon("GetMetadata", |connection| {
                 let request = request.clone();
                 async move { connection.metadata().get_metadata(request).await }
             })
@@ -154,7 +181,7 @@ impl Client {
             no_topics: false,
         };
         let answer = self
-            .call("GetMetadata", |connection| {
+            .call_soon("GetMetadata", |connection| {
                 let request = request.clone();
                 async move { connection.metadata().get_metadata(request).await }
             })
@@ -180,30 +207,19 @@ impl Client {
         })
     }
 
-    async fn ask(
-        &self,
-        connection: Connection,
-        topics: Vec<v1::TopicRef>,
-        no_topics: bool,
-    ) -> Result<v1::GetMetadataResponse> {
-        let timeout = self.options().request_timeout;
-        let call = async {
-            let mut service = connection.metadata();
-            service
-                .get_metadata(v1::GetMetadataRequest { topics, no_topics })
-                .await
+    /// Asks for the brokers.
+    async fn ask(&self, connection: &Connection, patience: Duration) -> Result<()> {
+        let request = v1::GetMetadataRequest {
+            topics: Vec::new(),
+            no_topics: true,
         };
-        let answer = tokio::time::timeout(timeout, call)
+        let mut service = connection.metadata();
+        let answer = tokio::time::timeout(patience, service.get_metadata(request))
             .await
-            .map_err(|_| timed_out("GetMetadata", timeout))?;
-        let answer = answer
-            .map_err(|status| Error::from_status(connection.address(), &status))?
-            .into_inner();
-        self.inner.cache.update(v1::GetMetadataResponse {
-            cluster: answer.cluster.clone(),
-            ..Default::default()
-        });
-        Ok(answer)
+            .map_err(|_| timed_out("GetMetadata", patience))?;
+        let answer = answer.map_err(|status| Error::from_status(connection.address(), &status))?;
+        self.inner.cache.update(answer.into_inner());
+        Ok(())
     }
 
     /// Makes a call on whichever broker answers, and again while that may help, for the request timeout.
@@ -215,76 +231,298 @@ impl Client {
     where
         F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
     {
+        // A call that takes long is told from a broker that hangs by the connection's keep-alive.
+        self.call_within(what, self.options().request_timeout, make)
+            .await
+    }
+
+    /// As [`call`](Self::call), for what a broker answers at once: one that does not is soon left for another.
+    pub(crate) async fn call_soon<T, F>(
+        &self,
+        what: &'static str,
+        make: impl Fn(Connection) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    {
+        self.call_within(what, ANSWER_WITHIN, make).await
+    }
+
+    async fn call_within<T, F>(
+        &self,
+        what: &'static str,
+        mut patience: Duration,
+        make: impl Fn(Connection) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    {
         let options = self.options();
         let deadline = Instant::now() + options.request_timeout;
         let mut backoff = Backoff::new(options.retry_backoff, options.retry_backoff_max);
+        // Others are asked at once, each in turn; only then is there a pause.
+        let mut others = self.addresses().len() - 1;
+        // The broker that a refusal named.
+        let mut named: Option<String> = None;
         loop {
-            let attempt = async {
-                let connection = self.control().await?;
-                let answer = make(connection.clone()).await;
-                answer.map_err(|status| Error::from_status(connection.address(), &status))
-            };
             let left = deadline.saturating_duration_since(Instant::now());
-            let error = match tokio::time::timeout(left, attempt).await {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(error)) => error,
-                Err(_) => return Err(timed_out(what, options.request_timeout)),
+            let connection = async {
+                match named.take() {
+                    Some(address) => self.leader(&address).await,
+                    None => self.control().await,
+                }
             };
-            let wait = match &error {
-                Error::Api(api) => api.retry_after.unwrap_or_default(),
-                _ => Duration::ZERO,
+            let error = match tokio::time::timeout(left.min(patience), connection).await {
+                Ok(Ok(connection)) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let answer = make(connection.clone());
+                    match tokio::time::timeout(left.min(patience), answer).await {
+                        Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                        Ok(Err(status)) => {
+                            let error = Error::from_status(connection.address(), &status);
+                            // Another broker may know better, or be there at all.
+                            if error.is_retriable() {
+                                self.give_up(&connection).await;
+                            }
+                            error
+                        }
+                        Err(_) => {
+                            self.give_up(&connection).await;
+                            timed_out(what, left.min(patience))
+                        }
+                    }
+                }
+                Ok(Err(error)) => error,
+                Err(_) => timed_out(what, left.min(patience)),
+            };
+            if Instant::now() >= deadline {
+                return Err(match error {
+                    Error::Timeout { .. } => timed_out(what, options.request_timeout),
+                    error => error,
+                });
             }
-            .max(backoff.next_pause());
+            let unanswered = matches!(error, Error::Transport { .. } | Error::Timeout { .. });
+            if matches!(error, Error::Timeout { .. }) {
+                patience = patience.saturating_mul(2);
+            }
+            let wait = match &error {
+                _ if unanswered && others > 0 => {
+                    others -= 1;
+                    Duration::ZERO
+                }
+                Error::Api(api) => {
+                    named = leader_hint(api).map(|hint| hint.address);
+                    api.retry_after
+                        .unwrap_or_default()
+                        .max(backoff.next_pause())
+                }
+                _ => backoff.next_pause(),
+            };
             if !error.is_retriable() || Instant::now() + wait >= deadline {
                 return Err(error);
             }
-            // Another broker may know better, or be there at all.
-            self.drop_control().await;
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// The offset of a position, asked for until the request timeout while the broker can't tell yet.
+    /// The offset of a position. The topic is named for the way to its leaders; `by` says which one is meant.
     pub(crate) async fn offset_of(
         &self,
-        topic: v1::TopicRef,
+        topic: &str,
+        by: v1::TopicRef,
         partition: i32,
         at: Position,
     ) -> Result<i64> {
+        let found = self.offsets_of(topic, by, &[(partition, at)]).await?;
+        let first = found.first().map(|info| info.offset);
+        first.ok_or_else(|| Error::Protocol {
+            message: "no answer to a question for an offset".to_owned(),
+        })
+    }
+
+    /// The offsets of positions, in their order. Each partition's leader is asked, until the request timeout while it can't
+    /// tell yet or is somebody else.
+    ///
+    /// # Errors
+    /// The first that can't be retried; otherwise the last one.
+    pub(crate) async fn offsets_of(
+        &self,
+        topic: &str,
+        by: v1::TopicRef,
+        items: &[(i32, Position)],
+    ) -> Result<Vec<OffsetInfo>> {
         let options = self.options();
         let deadline = Instant::now() + options.request_timeout;
         let mut backoff = Backoff::new(options.retry_backoff, options.retry_backoff_max);
+        let mut patience = ANSWER_WITHIN;
+        let mut found: Vec<Option<OffsetInfo>> = vec![None; items.len()];
+        let mut hints: HashMap<i32, String> = HashMap::new();
+        let mut view = self.topic(topic).await?;
         loop {
-            let request = v1::ListOffsetsRequest {
-                items: vec![offsets_item(topic.clone(), partition, at)],
-            };
-            let answer = self
-                .call("ListOffsets", |connection| {
-                    let request = request.clone();
-                    async move { connection.consumer().list_offsets(request).await }
-                })
-                .await?;
-            let Some(result) = answer.results.into_iter().next() else {
-                return Err(Error::Protocol {
-                    message: "no answer to a question for an offset".to_owned(),
-                });
-            };
-            match offset_info(result, at) {
-                Ok(info) => return Ok(info.offset),
-                Err(error) if !error.is_retriable() || Instant::now() >= deadline => {
-                    return Err(error);
+            // Without a leader, whoever answers says why.
+            let mut by_leader: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+            for (at, (partition, _)) in items.iter().enumerate() {
+                if found[at].is_none() {
+                    let known = usize::try_from(*partition).ok();
+                    let known = known.and_then(|at| view.leaders.get(at).cloned().flatten());
+                    let hint = hints.remove(partition);
+                    let leader = hint.or_else(|| known.map(|address| address.to_string()));
+                    by_leader.entry(leader).or_default().push(at);
                 }
-                Err(_) => tokio::time::sleep(backoff.next_pause()).await,
+            }
+            let mut problem = None;
+            for (leader, asked) in by_leader {
+                let questions: Vec<_> = asked.iter().map(|&at| items[at]).collect();
+                let answer = self
+                    .offsets_from(
+                        leader.as_deref(),
+                        &by,
+                        &questions,
+                        patience.min(options.request_timeout),
+                    )
+                    .await;
+                match answer {
+                    Ok(results) => {
+                        for (result, &at) in results.into_iter().zip(&asked) {
+                            match offset_info(result, items[at].1) {
+                                Ok(info) => found[at] = Some(info),
+                                Err(error) if !error.is_retriable() => return Err(error),
+                                Err(error) => {
+                                    if let Error::Api(api) = &error {
+                                        let hint = leader_hint(api);
+                                        hints.extend(hint.map(|hint| (items[at].0, hint.address)));
+                                    }
+                                    problem = Some(error);
+                                }
+                            }
+                        }
+                    }
+                    Err(error) if !error.is_retriable() => return Err(error),
+                    Err(error) => problem = Some(error),
+                }
+            }
+            let Some(error) = problem else {
+                return Ok(found.into_iter().flatten().collect());
+            };
+            let wait = backoff.next_pause();
+            if Instant::now() + wait >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(wait).await;
+            if matches!(error, Error::Timeout { .. }) {
+                patience = patience.saturating_mul(2);
+            }
+            if hints.is_empty() {
+                view = self.fetch_topic(topic).await?;
             }
         }
     }
 
-    async fn drop_control(&self) {
-        *self.inner.control.lock().await = None;
+    /// Asks one broker for offsets; `None`: whichever answers.
+    async fn offsets_from(
+        &self,
+        leader: Option<&str>,
+        by: &v1::TopicRef,
+        items: &[(i32, Position)],
+        patience: Duration,
+    ) -> Result<Vec<v1::ListOffsetsResult>> {
+        let questions = items.iter();
+        let questions = questions.map(|(partition, at)| offsets_item(by.clone(), *partition, *at));
+        let request = v1::ListOffsetsRequest {
+            items: questions.collect(),
+        };
+        let ask = async {
+            let connection = match leader {
+                Some(address) => self.leader(address).await?,
+                None => self.control().await?,
+            };
+            match connection.consumer().list_offsets(request).await {
+                Ok(answer) => Ok(answer.into_inner()),
+                Err(status) => {
+                    let error = Error::from_status(connection.address(), &status);
+                    if error.is_retriable() {
+                        self.give_up(&connection).await;
+                    }
+                    Err(error)
+                }
+            }
+        };
+        let answer = match tokio::time::timeout(patience, ask).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                if let Some(address) = leader {
+                    self.shun(address);
+                    self.inner.leaders.lock().await.remove(address);
+                }
+                return Err(timed_out("ListOffsets", patience));
+            }
+        };
+        if answer.results.len() != items.len() {
+            return Err(Error::Protocol {
+                message: format!(
+                    "{} answers to {} questions for offsets",
+                    answer.results.len(),
+                    items.len()
+                ),
+            });
+        }
+        Ok(answer.results)
+    }
+
+    fn shun(&self, address: &str) {
+        let mut failed = self.inner.failed.lock();
+        if failed.len() >= ADDRESSES_MAX {
+            failed.clear();
+        }
+        failed.insert(address.to_owned(), Instant::now());
+    }
+
+    /// Takes this connection for no further call, and its broker only after the others for a while. One that somebody else
+    /// has opened meanwhile stays.
+    async fn give_up(&self, connection: &Connection) {
+        self.shun(connection.address());
+        let mut control = self.inner.control.lock().await;
+        if control.as_ref().is_some_and(|now| now.is_same(connection)) {
+            *control = None;
+        }
+        drop(control);
+        let mut leaders = self.inner.leaders.lock().await;
+        if leaders
+            .get(connection.address())
+            .is_some_and(|now| now.is_same(connection))
+        {
+            leaders.remove(connection.address());
+        }
+    }
+
+    /// Addresses of all brokers heard of.
+    fn addresses(&self) -> Vec<String> {
+        let mut addresses = self.inner.options.bootstrap.clone();
+        for address in self.inner.cache.brokers() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
+    }
+
+    /// A connection to this broker and no other.
+    async fn leader(&self, address: &str) -> Result<Connection> {
+        let known = self.inner.leaders.lock().await.get(address).cloned();
+        if let Some(connection) = known.filter(|connection| !connection.is_closed()) {
+            return Ok(connection);
+        }
+        let connection = Connection::open(address, &self.inner.options).await?;
+        let mut leaders = self.inner.leaders.lock().await;
+        if leaders.len() >= ADDRESSES_MAX {
+            leaders.clear();
+        }
+        leaders.insert(address.to_owned(), connection.clone());
+        Ok(connection)
     }
 
     /// The connection for calls: the one there is, or a new one to the first address that takes it.
-    pub(crate) async fn control(&self) -> Result<Connection> {
+    async fn control(&self) -> Result<Connection> {
         let mut control = self.inner.control.lock().await;
         if let Some(connection) = control
             .as_ref()
@@ -292,22 +530,28 @@ impl Client {
         {
             return Ok(connection.clone());
         }
-        let mut addresses = self.inner.options.bootstrap.clone();
-        for address in self.inner.cache.brokers() {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
+        let mut addresses = self.addresses();
+        let first = self.inner.next.fetch_add(1, Ordering::Relaxed) % addresses.len();
+        addresses.rotate_left(first);
+        {
+            let failed = self.inner.failed.lock();
+            let shunned = |address: &String| {
+                let failed = failed.get(address);
+                failed.is_some_and(|failed| failed.elapsed() < SHUN_FOR)
+            };
+            addresses.sort_by_cached_key(shunned);
         }
-        let first = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let mut failures = Vec::new();
-        for turn in 0..addresses.len() {
-            let address = &addresses[(first + turn) % addresses.len()];
+        for address in &addresses {
             match Connection::open(address, &self.inner.options).await {
                 Ok(connection) => {
                     *control = Some(connection.clone());
                     return Ok(connection);
                 }
-                Err(Error::Transport { message, .. }) => failures.push(message),
+                Err(Error::Transport { message, .. }) => {
+                    self.shun(address);
+                    failures.push(message);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -317,6 +561,28 @@ impl Client {
             message: failures.join("; "),
         })
     }
+}
+
+/// Who leads instead, as a refusal tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeaderHint {
+    /// HOST:PORT.
+    pub(crate) address: String,
+    /// Rises with every change of leader.
+    pub(crate) epoch: i32,
+}
+
+/// The leader that a refusal names, if it does.
+pub(crate) fn leader_hint(error: &ApiError) -> Option<LeaderHint> {
+    if error.reason != Some(Reason::NotLeader) {
+        return None;
+    }
+    let address = error.metadata.get("leader_address")?;
+    let epoch = error.metadata.get("leader_epoch")?.parse().ok()?;
+    Some(LeaderHint {
+        address: Some(address.clone()).filter(|address| !address.is_empty())?,
+        epoch,
+    })
 }
 
 pub(crate) fn by_name(name: &str) -> v1::TopicRef {

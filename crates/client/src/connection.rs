@@ -29,9 +29,9 @@ const FRAME_BYTES: u32 = 1 << 20;
 /// Bytes of one stream's outgoing messages that wait for the socket.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 /// A connection with streams that was silent for so long is asked whether it lives.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long it may take to answer.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long it may take to answer: a broker that is stopped keeps its connections and says nothing.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The protocol version spoken.
 pub(crate) const PROTOCOL_VERSION: i32 = 1;
 
@@ -100,6 +100,11 @@ impl Connection {
     /// HOST:PORT.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whether both are clones of one.
+    pub(crate) fn is_same(&self, other: &Connection) -> bool {
+        Arc::ptr_eq(&self.address, &other.address)
     }
 
     pub(crate) fn is_closed(&self) -> bool {

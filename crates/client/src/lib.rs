@@ -28,12 +28,14 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod admin_cluster;
 mod backoff;
 mod client;
 mod connection;
 mod consumer;
 mod error;
 mod metadata;
+mod operations;
 mod options;
 mod producer;
 mod types;
@@ -42,6 +44,10 @@ pub use admin::{Admin, TrimTarget};
 pub use client::Client;
 pub use consumer::{BatchRecord, ConsumedRecord, Consumer, Outage, Position, RecordBatch};
 pub use error::{Error, Result};
+pub use operations::{
+    BrokerState, CanStop, FragileRack, LeaderMove, Operation, OperationKind, OperationState,
+    PartitionAtRisk, Reassignment, ReplicaMove,
+};
 pub use options::{ClientOptions, Codec, ConsumerOptions, Isolation, OffsetReset, ProducerOptions};
 pub use producer::{Delivery, Producer, ProducerRecord, RecordMetadata, TrySendError};
 pub use timberline_proto::error::{ApiError, Reason};

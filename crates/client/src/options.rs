@@ -34,7 +34,7 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// For one call, its retries included; also how long a stream with work outstanding may be silent. Default 30 s.
     pub request_timeout: Duration,
-    /// First pause before a call or a connection is tried again; it doubles from there. Default 50 ms.
+    /// First pause before a call or a connection is tried again; it grows from there. Default 20 ms.
     pub retry_backoff: Duration,
     /// Longest such pause. Default 1 s.
     pub retry_backoff_max: Duration,
@@ -56,7 +56,7 @@ impl Default for ClientOptions {
             rack: None,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
-            retry_backoff: Duration::from_millis(50),
+            retry_backoff: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(1),
             metadata_max_age: Duration::from_secs(60),
             max_message_bytes: 64 << 20,
@@ -152,7 +152,7 @@ pub struct ProducerOptions {
     pub idempotent: bool,
     /// From `send` to the acknowledgement, all retries included. Default 120 s.
     pub delivery_timeout: Duration,
-    /// First pause before a refused batch is sent again; it doubles from there. Default 50 ms.
+    /// First pause before a refused batch is sent again; it grows from there. Default 20 ms.
     pub retry_backoff: Duration,
     /// Longest such pause. Default 1 s.
     pub retry_backoff_max: Duration,
@@ -168,7 +168,7 @@ impl Default for ProducerOptions {
             codec: Codec::None,
             idempotent: true,
             delivery_timeout: Duration::from_secs(120),
-            retry_backoff: Duration::from_millis(50),
+            retry_backoff: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(1),
         }
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use timberline_proto::error::ApiError;
 use timberline_proto::v1;
 
+use crate::operations::{BrokerState, FragileRack};
+
 /// Identity of a topic; a topic made again under the same name has another one.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub [u8; 16]);
@@ -39,6 +41,8 @@ pub struct ClusterInfo {
     pub controller_id: Option<i32>,
     /// All brokers.
     pub brokers: Vec<BrokerInfo>,
+    /// What all brokers can do; it rises when an operator says so.
+    pub feature_level: u32,
 }
 
 /// One broker.
@@ -54,6 +58,12 @@ pub struct BrokerInfo {
     pub version: String,
     /// HOST:PORT of probes and metrics; empty if there is none.
     pub http_address: String,
+    /// What it is for.
+    pub state: BrokerState,
+    /// Connected, as far as the broker that answered knows.
+    pub live: bool,
+    /// Replicas that are on it.
+    pub replicas: i32,
 }
 
 /// The cluster with the state of its brokers.
@@ -67,6 +77,16 @@ pub struct ClusterStatus {
     pub partitions: i32,
     /// Every broker that answered.
     pub brokers: Vec<BrokerStatus>,
+    /// Partitions without a leader.
+    pub leaderless: i32,
+    /// Partitions with replicas that are not in sync.
+    pub under_replicated: i32,
+    /// Partitions whose spread over racks could be better.
+    pub rack_violations: i32,
+    /// Whether the loss of any one rack now would leave every partition a majority; a broker without a rack is one.
+    pub rack_loss_survivable: bool,
+    /// The racks whose loss would not.
+    pub fragile: Vec<FragileRack>,
 }
 
 /// The state of one broker.
@@ -114,6 +134,12 @@ pub struct PartitionInfo {
     pub replicas: Vec<i32>,
     /// Those of them that are up to date.
     pub in_sync: Vec<i32>,
+    /// Those of them that are not connected, or that lost the replica with their disk.
+    pub offline: Vec<i32>,
+    /// While replicas move: brokers that get one.
+    pub adding: Vec<i32>,
+    /// While replicas move: brokers whose replica goes.
+    pub removing: Vec<i32>,
 }
 
 /// A topic to be created.
@@ -287,6 +313,7 @@ impl From<v1::ClusterInfo> for ClusterInfo {
             cluster_id: info.cluster_id,
             controller_id: info.controller_id,
             brokers: info.brokers.into_iter().map(BrokerInfo::from).collect(),
+            feature_level: info.feature_level,
         }
     }
 }
@@ -294,6 +321,9 @@ impl From<v1::ClusterInfo> for ClusterInfo {
 impl From<v1::BrokerInfo> for BrokerInfo {
     fn from(info: v1::BrokerInfo) -> Self {
         BrokerInfo {
+            state: info.state().into(),
+            live: info.live,
+            replicas: info.replicas,
             broker_id: info.broker_id,
             rack: Some(info.rack).filter(|rack| !rack.is_empty()),
             address: info.address,
@@ -310,6 +340,11 @@ impl From<v1::ClusterInfoResponse> for ClusterStatus {
             topics: info.topics,
             partitions: info.partitions,
             brokers: info.brokers.into_iter().map(BrokerStatus::from).collect(),
+            leaderless: info.leaderless,
+            under_replicated: info.under_replicated,
+            rack_violations: info.rack_violations,
+            rack_loss_survivable: info.rack_loss_survivable,
+            fragile: info.fragile.into_iter().map(FragileRack::from).collect(),
         }
     }
 }
@@ -353,6 +388,9 @@ impl From<v1::PartitionInfo> for PartitionInfo {
             leader_epoch: info.leader_epoch,
             replicas: info.replicas,
             in_sync: info.in_sync,
+            offline: info.offline,
+            adding: info.adding,
+            removing: info.removing,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What functions of this crate return.
@@ -28,6 +28,26 @@ pub enum Error {
         /// How long was waited for the next.
         after: Duration,
     },
+    /// Partitions acknowledge nothing.
+    #[error("{partitions} partitions have acknowledged nothing for {after:?}")]
+    Silent {
+        /// How many.
+        partitions: usize,
+        /// For how long.
+        after: Duration,
+    },
+    /// Nobody leads.
+    #[error("not all partitions have a leader after {after:?}")]
+    Leaderless {
+        /// How long was waited for one.
+        after: Duration,
+    },
+    /// Replicas are not up to date.
+    #[error("not all replicas are there and in sync after {after:?}")]
+    NotInSync {
+        /// How long was waited for them.
+        after: Duration,
+    },
     /// The broker's process can't be started, or ended by itself.
     #[error("{what}; its log is {log}:\n{tail}")]
     Process {
@@ -52,6 +72,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// What happened to a broker, with the end of its log.
+    pub(crate) fn process(what: String, log: &Path) -> Error {
+        Error::Process {
+            what,
+            log: log.to_owned(),
+            tail: crate::process::tail_of(log),
+        }
+    }
+
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let what = what.into();
         move |source| Error::Io { what, source }

@@ -245,8 +245,13 @@ fn the_cluster() {
             "brokers",
             "cluster_id",
             "controller_id",
+            "feature_level",
+            "leaderless",
             "partitions",
-            "topics"
+            "rack_loss_survivable",
+            "rack_violations",
+            "topics",
+            "under_replicated"
         ]
     );
     assert_eq!(

@@ -83,7 +83,7 @@ fn the_demo_loses_nothing() {
     let kills: Vec<_> = ran
         .err
         .lines()
-        .filter(|line| line.contains("kill -9   process"))
+        .filter(|line| line.contains("kill -9   broker"))
         .collect();
     assert_eq!(kills.len(), 2, "{}", ran.err);
     // `… with 512 of 1024 pieces acknowledged`
@@ -95,6 +95,7 @@ fn the_demo_loses_nothing() {
     let share = counts[0] / counts[1];
     assert!((0.29..=0.6).contains(&share), "{}", kills[0]);
     let report = ran.json();
+    assert_eq!(report["brokers"], 3);
     assert_eq!(
         (&report["kills"], &report["lost"], &report["duplicated"]),
         (&2.into(), &0.into(), &0.into())

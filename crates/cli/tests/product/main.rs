@@ -10,6 +10,7 @@
 
 mod admin;
 mod consume;
+mod dev;
 mod errors;
 mod harness;
 mod kill;

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::backoff::Backoff;
-use crate::client::Client;
+use crate::client::{Client, leader_hint};
 use crate::consumer::Position;
 use crate::consumer::shared::{Credit, Item, Outage, Shared, Wanted};
 use crate::consumer::stream::{self, News, StreamId};
@@ -53,6 +53,8 @@ struct Assignment {
     /// One behind the last offset received.
     next_offset: i64,
     leader_epoch: Option<i32>,
+    /// The newest epoch of a leader heard of. What is told of older ones is out of date.
+    known_epoch: i32,
     route: Option<usize>,
     state: State,
     backoff: Backoff,
@@ -181,6 +183,7 @@ impl Driver {
                 next_offset: wanted.offset,
                 wanted,
                 leader_epoch: None,
+                known_epoch: -1,
                 route: None,
                 state: State::Unsent,
                 backoff: self.backoff(),
@@ -258,10 +261,11 @@ impl Driver {
 
     // Streams.
 
-    fn route(&mut self, address: &Arc<str>) -> usize {
+    fn route(&mut self, address: &str) -> usize {
         if let Some(&route) = self.by_address.get(address) {
             return route;
         }
+        let address: Arc<str> = address.into();
         self.routes.push(Route {
             address: address.clone(),
             generation: 0,
@@ -271,8 +275,7 @@ impl Driver {
             backoff: self.backoff(),
             outage: None,
         });
-        self.by_address
-            .insert(address.clone(), self.routes.len() - 1);
+        self.by_address.insert(address, self.routes.len() - 1);
         self.routes.len() - 1
     }
 
@@ -505,13 +508,28 @@ impl Driver {
             .filter(|a| a.state == State::Sent);
         let Some(assignment) = sent else { return };
         let topic = assignment.wanted.topic.clone();
+        let known = assignment.known_epoch;
+        if let Some(hint) = leader_hint(&error).filter(|hint| hint.epoch > known) {
+            // Epochs rise, so no two brokers can send it back and forth.
+            let route = self.route(&hint.address);
+            if let Some(assignment) = self.assignments.get_mut(&id) {
+                assignment.known_epoch = hint.epoch;
+                assignment.route = Some(route);
+                assignment.state = State::Unsent;
+            }
+            self.publish_outage();
+            return self.send(id);
+        }
         if is_retriable(&error) {
             let pause = assignment
                 .backoff
                 .next_pause()
                 .max(error.retry_after.unwrap_or_default());
             assignment.state = State::Later(Instant::now() + pause);
-            if matches!(error.reason, Some(Reason::NotLeader | Reason::NoLeader)) {
+            if matches!(
+                error.reason,
+                Some(Reason::NotLeader | Reason::NoLeader | Reason::Draining)
+            ) {
                 self.locate(topic);
             }
             return;
@@ -556,13 +574,14 @@ impl Driver {
         let topic = v1::TopicRef {
             r#ref: Some(v1::topic_ref::Ref::Id(wanted.topic_id.to_vec().into())),
         };
-        let (client, partition, reply) = (
+        let (client, name, partition, reply) = (
             self.client.clone(),
+            wanted.topic.clone(),
             wanted.partition,
             self.answers_sender.clone(),
         );
         tokio::spawn(async move {
-            let offset = client.offset_of(topic, partition, to).await;
+            let offset = client.offset_of(&name, topic, partition, to).await;
             let _ = reply.send(Answer::Reset(id, offset)).await;
         });
     }
@@ -627,7 +646,25 @@ impl Driver {
                     Ok(view) => self.apply_leaders(&view),
                     Err(error) => self.not_located(&topic, &error),
                 }
+                self.locate_if_stranded(&topic);
             }
+        }
+    }
+
+    /// Looks a topic up again, a little later, while the leader of something that is wanted is unknown or not reached.
+    fn locate_if_stranded(&mut self, topic: &Arc<str>) {
+        let stranded = |assignment: &Assignment| {
+            let route = assignment.route.map(|route| &self.routes[route]);
+            let reached = route.is_some_and(|route| route.requests.is_some());
+            // What has not been tried yet is not out of reach.
+            let failed = route.is_none_or(|route| route.outage.is_some());
+            assignment.state == State::Unsent && !reached && failed
+        };
+        let mut of_topic = self.assignments.values();
+        if of_topic.any(|assignment| assignment.wanted.topic == *topic && stranded(assignment)) {
+            self.locate(topic.clone());
+        } else if let Some(lookup) = self.lookups.get_mut(topic) {
+            lookup.backoff.reset();
         }
     }
 
@@ -661,7 +698,6 @@ impl Driver {
     }
 
     fn apply_leaders(&mut self, view: &TopicView) {
-        let mut all_led = true;
         for id in self.of_topic(&view.info.name) {
             let Some(assignment) = self.assignments.get(&id) else {
                 continue;
@@ -672,17 +708,25 @@ impl Driver {
                 self.fail_unless_paused(id, &error);
                 continue;
             }
-            let leader = view
-                .leaders
-                .get(assignment.wanted.partition as usize)
-                .cloned()
-                .flatten();
-            all_led &= leader.is_some();
+            let number = assignment.wanted.partition as usize;
+            let told = view.info.partitions.get(number);
+            let epoch = told.map_or(-1, |told| told.leader_epoch);
+            if epoch < assignment.known_epoch {
+                // Out of date.
+                self.send(id);
+                continue;
+            }
+            let leader = view.leaders.get(number).cloned().flatten();
             let route = leader.map(|address| self.route(&address));
             let Some(assignment) = self.assignments.get_mut(&id) else {
                 continue;
             };
-            if assignment.route != route {
+            // Who goes on sending in the same epoch leads.
+            let kept = route.is_none()
+                && epoch == assignment.known_epoch
+                && assignment.state == State::Sent;
+            assignment.known_epoch = epoch;
+            if assignment.route != route && !kept {
                 let old = assignment.route;
                 let was_sent = assignment.state == State::Sent;
                 let request = remove(assignment);
@@ -696,13 +740,6 @@ impl Driver {
         }
         // A partition led elsewhere needs its old leader no more.
         self.publish_outage();
-        if let Some(lookup) = self
-            .lookups
-            .get_mut(view.info.name.as_str())
-            .filter(|_| all_led)
-        {
-            lookup.backoff.reset();
-        }
     }
 }
 

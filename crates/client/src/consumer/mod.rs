@@ -125,7 +125,9 @@ impl Consumer {
                 let by_id = v1::TopicRef {
                     r#ref: Some(v1::topic_ref::Ref::Id(topic_id.to_vec().into())),
                 };
-                self.client.offset_of(by_id, partition, from).await?
+                self.client
+                    .offset_of(&topic, by_id, partition, from)
+                    .await?
             }
         };
         // From here on nothing waits: the change is made as a whole.

@@ -266,6 +266,26 @@ impl<B: Payload> Core<B> {
         self.slots[slot as usize].route
     }
 
+    /// What was refused may be sent again at once: its leader is known now.
+    pub(crate) fn hurry(&mut self, slot: SlotId) {
+        self.slots[slot as usize].retry_at = None;
+    }
+
+    /// Whether something of the slot can't be sent, because its leader is unknown or not reached.
+    pub(crate) fn is_stranded(&self, slot: SlotId) -> bool {
+        let slot = &self.slots[slot as usize];
+        let reached = slot
+            .route
+            .is_some_and(|route| self.routes[route as usize].up);
+        let waits = !slot.window.is_empty() || !slot.pending.is_empty();
+        waits && !reached
+    }
+
+    /// Whether batches may be sent on the route.
+    pub(crate) fn is_up(&self, route: RouteId) -> bool {
+        self.routes[route as usize].up
+    }
+
     /// The broker says that the slot moved: what has no answer there may never get one.
     pub(crate) fn moved(&mut self, slot: SlotId, from: RouteId) {
         lose(
@@ -384,7 +404,10 @@ impl<B: Payload> Core<B> {
                 .next_exact()
                 .max(error.retry_after.unwrap_or_default());
             slot.retry_at = Some(now + pause);
-            if matches!(error.reason, Some(Reason::NotLeader | Reason::NoLeader)) {
+            if matches!(
+                error.reason,
+                Some(Reason::NotLeader | Reason::NoLeader | Reason::Draining)
+            ) {
                 out.push(Action::Locate { slot: id });
             }
         }

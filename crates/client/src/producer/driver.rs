@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::backoff::Backoff;
-use crate::client::Client;
+use crate::client::{Client, LeaderHint, leader_hint};
 use crate::error::{Error, Result};
 use crate::metadata::TopicView;
 use crate::producer::accumulator::Partition;
@@ -26,7 +26,9 @@ use crate::producer::stream::{self, News, StreamEvent};
 /// Commands and answers that wait for the driver; senders wait beyond.
 const QUEUE: usize = 1024;
 /// How often silent streams are looked for, and topics in use are checked for their age.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
+const HOUSEKEEPING: Duration = Duration::from_millis(250);
+/// A stream that owes answers and is silent for so long may be that of a broker that leads no more: others are asked.
+const SILENT_AFTER: Duration = Duration::from_millis(500);
 /// Events handled before batches are looked after.
 const EVENTS_AT_ONCE: usize = 64;
 /// So often in a row a topic in use must be called unknown before what waits for it fails: a broker that has just
@@ -98,6 +100,8 @@ pub(crate) struct Driver {
 struct Slot {
     partition: Arc<Partition>,
     timer: Option<Instant>,
+    /// The newest epoch of a leader heard of. What is told of older ones is out of date.
+    leader_epoch: i32,
 }
 
 impl Driver {
@@ -192,6 +196,7 @@ impl Driver {
             self.slots.push(Slot {
                 partition: partition.clone(),
                 timer: None,
+                leader_epoch: -1,
             });
         }
     }
@@ -386,7 +391,7 @@ impl Driver {
                 producer_epoch: bump.map(|epoch| i32::from(epoch.epoch)),
             };
             let answer = client
-                .call("InitProducer", |connection| async move {
+                .call_soon("InitProducer", |connection| async move {
                     connection.producer().init_producer(request).await
                 })
                 .await;
@@ -459,13 +464,27 @@ impl Driver {
                 }
                 self.learn_slots();
                 self.apply_leaders(&view);
+                self.locate_if_stranded(topic);
             }
             Err(_) if unknown && tries < UNKNOWN_TRIES => self.locate(topic.clone()),
             Err(error) if unknown => self.topic_gone(topic, None, &error),
             Err(error) => {
                 tracing::debug!(%error, %topic, "metadata not available");
                 self.serve_topic(topic);
+                self.locate_if_stranded(topic);
             }
+        }
+    }
+
+    /// Looks a topic up again, a little later, while something of it can't be sent.
+    fn locate_if_stranded(&mut self, topic: &Arc<str>) {
+        let stranded = |slot: usize| {
+            self.slots[slot].partition.topic_name == *topic && self.core.is_stranded(slot as SlotId)
+        };
+        if (0..self.slots.len()).any(stranded) {
+            self.locate(topic.clone());
+        } else if let Some(lookup) = self.lookups.get_mut(topic) {
+            lookup.backoff.reset();
         }
     }
 
@@ -498,7 +517,6 @@ impl Driver {
     fn apply_leaders(&mut self, view: &TopicView) {
         let topic_id = &view.info.topic_id.0[..];
         let mut replaced = false;
-        let mut leaderless = false;
         for slot in 0..self.slots.len() {
             let partition = self.slots[slot].partition.clone();
             if *partition.topic_name != *view.info.name {
@@ -508,21 +526,11 @@ impl Driver {
                 replaced = true;
                 continue;
             }
-            let leader = view
-                .leaders
-                .get(partition.partition as usize)
-                .cloned()
-                .flatten();
-            leaderless |= leader.is_none();
-            let route = leader.map(|address| self.route(&address));
-            self.core.set_route(slot as SlotId, route);
-        }
-        if let Some(lookup) = self
-            .lookups
-            .get_mut(view.info.name.as_str())
-            .filter(|_| !leaderless)
-        {
-            lookup.backoff.reset();
+            let number = partition.partition as usize;
+            let leader = view.leaders.get(number).cloned().flatten();
+            let told = view.info.partitions.get(number);
+            let epoch = told.map_or(-1, |told| told.leader_epoch);
+            self.follow(slot as SlotId, leader.as_deref(), epoch);
         }
         if replaced {
             let message = format!("topic {} was deleted and made again", view.info.name);
@@ -532,10 +540,43 @@ impl Driver {
         self.serve_topic(&view.info.name);
     }
 
-    fn route(&mut self, address: &Arc<str>) -> RouteId {
+    /// Sends a slot's batches to this leader from now on; `None`: nobody leads. Knowledge of an older epoch changes
+    /// nothing. What a deposed leader has not answered is sent again to its successor.
+    fn follow(&mut self, slot: SlotId, leader: Option<&str>, epoch: i32) {
+        let known = self.slots[slot as usize].leader_epoch;
+        let old = self.core.route_of(slot);
+        if epoch < known {
+            return;
+        }
+        // In the same epoch, who is reached was not told for nothing.
+        let kept = old.filter(|&old| leader.is_none() && epoch == known && self.core.is_up(old));
+        let new = kept.or_else(|| leader.map(|address| self.route(address)));
+        self.slots[slot as usize].leader_epoch = epoch;
+        if let Some(old) = old.filter(|_| epoch > known && old != new) {
+            self.core.moved(slot, old);
+        }
+        self.core.set_route(slot, new);
+    }
+
+    /// Whether a refusal on a route says where to go on. Epochs rise, and nobody goes back to who refused in the same one,
+    /// so no two brokers can send a batch back and forth.
+    fn follow_hint(&mut self, slot: SlotId, refused_by: RouteId, hint: &LeaderHint) -> bool {
+        let known = self.slots[slot as usize].leader_epoch;
+        if hint.epoch > known {
+            self.follow(slot, Some(&hint.address), hint.epoch);
+            return true;
+        }
+        // Those behind the first that was refused say the same.
+        let now = self.core.route_of(slot).filter(|&now| now != refused_by);
+        hint.epoch == known
+            && now.is_some_and(|now| *self.routes[now as usize].address == *hint.address)
+    }
+
+    fn route(&mut self, address: &str) -> RouteId {
         if let Some(&route) = self.by_address.get(address) {
             return route;
         }
+        let address: Arc<str> = address.into();
         let options = self.client.options();
         let route = self.core.add_route();
         self.routes.push(Route {
@@ -545,7 +586,7 @@ impl Driver {
             backoff: Backoff::new(options.retry_backoff, options.retry_backoff_max),
             heard_at: Instant::now(),
         });
-        self.by_address.insert(address.clone(), route);
+        self.by_address.insert(address, route);
         route
     }
 
@@ -599,9 +640,17 @@ impl Driver {
         };
         let unknown_topic =
             matches!(&answer, Err(error) if error.reason == Some(Reason::UnknownTopic));
+        let hint = answer.as_ref().err().and_then(leader_hint);
         let slot = self
             .core
             .answered(correlation_id, answer, now, &mut self.actions);
+        if let (Some(slot), Some(hint)) = (slot, hint) {
+            if self.follow_hint(slot, route, &hint) {
+                self.core.hurry(slot);
+                self.actions
+                    .retain(|action| !matches!(action, Action::Locate { .. }));
+            }
+        }
         self.act();
         if let Some(slot) = slot {
             if unknown_topic {
@@ -625,8 +674,8 @@ impl Driver {
         };
         self.core.moved(slot, from);
         let to = Some(moved.leader_address.as_str()).filter(|address| !address.is_empty());
-        let to = to.map(|address| self.route(&address.into()));
-        self.core.set_route(slot, to);
+        self.follow(slot, to, moved.leader_epoch);
+        self.core.hurry(slot);
         self.serve(slot, false);
     }
 
@@ -666,8 +715,11 @@ impl Driver {
         let patience = self.client.options().request_timeout;
         for id in 0..self.routes.len() as RouteId {
             let route = &mut self.routes[id as usize];
+            let silent_for = route.heard_at.elapsed();
             if !self.core.is_waiting(id) {
                 route.heard_at = Instant::now();
+            } else if (SILENT_AFTER..=patience).contains(&silent_for) {
+                self.locate_all_of(id);
             } else if route.heard_at.elapsed() > patience {
                 if let RouteState::Busy(task) | RouteState::Ready(task, _) = &route.state {
                     task.abort();

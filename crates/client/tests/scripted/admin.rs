@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use timberline_client::{
-    ApiError, ConfigChange, ConfigSource, NewTopic, Position, Reason, TrimTarget,
+    ApiError, ConfigChange, ConfigSource, NewTopic, OperationKind, OperationState, Position,
+    Reason, TrimTarget,
 };
 use timberline_proto::v1;
 use timberline_proto::v1::admin_service_server::AdminService;
@@ -159,9 +160,11 @@ impl AdminService for Admin {
 
     async fn transfer_leader(
         &self,
-        _: Request<v1::TransferLeaderRequest>,
+        request: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
-        Err(unscripted())
+        self.check()?;
+        let leader_id = request.into_inner().broker_id.unwrap_or(1);
+        Ok(Response::new(v1::TransferLeaderResponse { leader_id }))
     }
 
     async fn elect_preferred(
@@ -180,9 +183,19 @@ impl AdminService for Admin {
 
     async fn drain_broker(
         &self,
-        _: Request<v1::DrainBrokerRequest>,
+        request: Request<v1::DrainBrokerRequest>,
     ) -> Result<Response<v1::DrainBrokerResponse>, Status> {
-        Err(unscripted())
+        let operation = v1::Operation {
+            operation_id: "an id".to_owned(),
+            kind: v1::OperationKind::Drain.into(),
+            state: v1::OperationState::Running.into(),
+            broker_id: Some(request.into_inner().broker_id),
+            total: 7,
+            ..Default::default()
+        };
+        Ok(Response::new(v1::DrainBrokerResponse {
+            operation: Some(operation),
+        }))
     }
 
     async fn undrain_broker(
@@ -210,7 +223,18 @@ impl AdminService for Admin {
         &self,
         _: Request<v1::CanStopRequest>,
     ) -> Result<Response<v1::CanStopResponse>, Status> {
-        Err(unscripted())
+        let at_risk = v1::PartitionAtRisk {
+            topic: "t".to_owned(),
+            partition: 3,
+            left: 1,
+            needed: 2,
+            ..Default::default()
+        };
+        Ok(Response::new(v1::CanStopResponse {
+            can_stop: false,
+            at_risk: vec![at_risk],
+            at_risk_count: 1,
+        }))
     }
 
     async fn set_feature_level(
@@ -359,4 +383,21 @@ async fn calls_ride_out_a_restart_and_a_wrong_address_is_told_at_once() {
         text.contains("127.0.0.1:1, 127.0.0.1:2") && text.contains("refused"),
         "{text}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_and_leaders_are_moved() {
+    let broker = Broker::start(1).await;
+    let admin = client(&broker).await.admin();
+    broker.state.admin.0.lock().refuse = vec![Reason::NoLeader];
+    let leader = soon(admin.transfer_leader("t", 0, Some(3))).await;
+    assert_eq!(leader.unwrap(), 3);
+    let drain = admin.drain_broker(2).await.unwrap();
+    assert_eq!(
+        (drain.kind, drain.state, drain.broker_id, drain.total),
+        (OperationKind::Drain, OperationState::Running, Some(2), 7)
+    );
+    let risk = admin.can_stop(2).await.unwrap();
+    assert!(!risk.can_stop);
+    assert_eq!((risk.at_risk[0].left, risk.at_risk[0].needed), (1, 2));
 }

@@ -46,6 +46,12 @@ pub(crate) struct Faults {
     pub(crate) lose_fetch_after: Option<usize>,
     /// The batch at this offset is damaged on its way.
     pub(crate) damage_offset: Option<i64>,
+    /// Metadata says that this broker leads all partitions, in this epoch.
+    pub(crate) leader: Option<(SocketAddr, i32)>,
+    /// Questions for metadata get no answer.
+    pub(crate) hang: bool,
+    /// Questions for offsets are refused with this.
+    pub(crate) refuse_offsets: VecDeque<ApiError>,
 }
 
 #[derive(Default)]
@@ -380,12 +386,20 @@ impl MetadataService for Services {
         &self,
         request: Request<v1::GetMetadataRequest>,
     ) -> Result<Response<v1::GetMetadataResponse>, Status> {
+        let (hangs, led) = {
+            let faults = self.0.faults.lock();
+            (faults.hang, faults.leader)
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        let (leader_id, leader_epoch) = led.map_or((1, 1), |(_, epoch)| (2, epoch));
         let asked = request.into_inner().topics;
         let is_ours = |topic: &v1::TopicRef| matches!(&topic.r#ref, Some(v1::topic_ref::Ref::Name(name)) if name == "t");
         let partitions = (0..self.0.logs.lock().len()).map(|partition| v1::PartitionInfo {
             partition: partition as i32,
-            leader_id: Some(1),
-            leader_epoch: 1,
+            leader_id: Some(leader_id),
+            leader_epoch,
             replicas: vec![1],
             in_sync: vec![1],
             ..Default::default()
@@ -401,11 +415,19 @@ impl MetadataService for Services {
             cluster: Some(v1::ClusterInfo {
                 cluster_id: "test".to_owned(),
                 controller_id: Some(1),
-                brokers: vec![v1::BrokerInfo {
-                    broker_id: 1,
-                    address: self.0.address.to_string(),
-                    ..Default::default()
-                }],
+                brokers: [
+                    (1, Some(self.0.address)),
+                    (2, led.map(|(address, _)| address)),
+                ]
+                .into_iter()
+                .filter_map(|(broker_id, address)| {
+                    Some(v1::BrokerInfo {
+                        broker_id,
+                        address: address?.to_string(),
+                        ..Default::default()
+                    })
+                })
+                .collect(),
                 ..Default::default()
             }),
             topics: asked
@@ -584,8 +606,16 @@ impl ConsumerService for Services {
         request: Request<v1::ListOffsetsRequest>,
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
         use v1::list_offsets_item::At;
+        let refusal = self.0.faults.lock().refuse_offsets.pop_front();
         let logs = self.0.logs.lock();
         let answer = |item: v1::ListOffsetsItem| {
+            if let Some(error) = &refusal {
+                return v1::ListOffsetsResult {
+                    partition: item.partition,
+                    error: Some(error.to_item()),
+                    ..Default::default()
+                };
+            }
             let log = &logs[item.partition as usize];
             let offset = match item.at {
                 Some(At::Latest(_)) => log.end,

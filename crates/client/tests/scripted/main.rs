@@ -6,6 +6,7 @@
 mod admin;
 mod broker;
 mod consumer;
+mod leaders;
 mod producer;
 
 use std::time::Duration;
