@@ -574,7 +574,7 @@ async fn registered(core: &Arc<Core>, node: &Arc<Node>) -> Result<(), Error> {
             let leads = |_: &u64| {
                 let topics = core.directory.topics();
                 let mut hosted = topics.iter().flat_map(|topic| topic.hosted());
-                hosted.all(|partition| partition.lead().settled)
+                core.metadata.is_controller() && hosted.all(|partition| partition.lead().settled)
             };
             let _ = changes.wait_for(leads).await;
         };

@@ -1,12 +1,13 @@
 //! What every service of a running broker shares.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use timberline_proto::error::ApiError;
+use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::TopicRef;
 use timberline_record::Limits;
 use timberline_storage::Store;
+use uuid::Uuid;
 
 use crate::auth::{Operation, Principal, Resource, authorize};
 use crate::config::BrokerConfig;
@@ -18,6 +19,9 @@ use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, Partition, TopicHandle};
 use crate::shard::Shards;
 use crate::topic::config::{Defaults, TopicConfig};
+
+/// How long the creation of a topic waits for the first leaders of its partitions.
+const LEADERS_WAIT: Duration = Duration::from_secs(2);
 
 /// The running broker, behind its listeners.
 pub(crate) struct Core {
@@ -108,7 +112,7 @@ impl Core {
     ) -> Result<Arc<Partition>, ApiError> {
         match topic.hosted_here(number) {
             Some(partition) => {
-                partition.check_leads(&self.cluster)?;
+                self.check_led(&partition)?;
                 Ok(partition)
             }
             None => {
@@ -116,6 +120,61 @@ impl Core {
                 Err(self.cluster.not_leader(topic.id, number, None))
             }
         }
+    }
+
+    /// As [`Core::led`], for reading: what is committed can be read from a directory that takes no more writes, as long
+    /// as nobody else leads.
+    ///
+    /// # Errors
+    /// As [`Core::led`].
+    pub(crate) fn readable(
+        &self,
+        topic: &TopicHandle,
+        number: i32,
+    ) -> Result<Arc<Partition>, ApiError> {
+        match (self.led(topic, number), topic.hosted_here(number)) {
+            (Err(error), Some(partition)) if error.reason == Some(Reason::StoragePoisoned) => {
+                partition.check_open()?;
+                Ok(partition)
+            }
+            (led, _) => led,
+        }
+    }
+
+    /// Whether readers may stay.
+    ///
+    /// # Errors
+    /// As [`Core::led`].
+    pub(crate) fn check_readable(&self, partition: &Partition) -> Result<(), ApiError> {
+        match self.check_led(partition) {
+            Err(error) if error.reason == Some(Reason::StoragePoisoned) => Ok(()),
+            led => led,
+        }
+    }
+
+    fn check_led(&self, partition: &Partition) -> Result<(), ApiError> {
+        let led = partition.check_leads(&self.cluster);
+        match (led, self.store.poisoned()) {
+            // It is not an election that would help.
+            (Err(error), Some(why)) if error.reason == Some(Reason::NoLeader) => {
+                Err(ApiError::new(Reason::StoragePoisoned, why))
+            }
+            (led, _) => led,
+        }
+    }
+
+    /// Waits, not for ever, until every partition of a topic has a leader that this broker knows.
+    pub(crate) async fn all_led(&self, topic: Uuid) {
+        let mut changes = self.cluster.changes();
+        let all = changes.wait_for(|_| {
+            let table = self.metadata.table();
+            let known = table.topic(topic);
+            known.is_none_or(|topic| {
+                let mut numbers = topic.numbered();
+                numbers.all(|(number, _)| self.cluster.leader_of(topic.id, number).is_some())
+            })
+        });
+        let _ = tokio::time::timeout(LEADERS_WAIT, all).await;
     }
 
     /// Why the broker is not ready, if it is not.

@@ -97,10 +97,12 @@ fn list_one(core: &Core, item: ListOffsetsItem) -> ListOffsetsResult {
 
 fn look_up(core: &Core, item: ListOffsetsItem) -> Result<ListOffsetsResult, ApiError> {
     let topic = core.topic(Operation::Describe, item.topic.as_ref())?;
-    let partition = core.led(&topic, item.partition)?;
+    let partition = core.readable(&topic, item.partition)?;
     let log = &partition.log;
     // A leader that has committed nothing yet may not know of all that was acknowledged before it.
-    if !matches!(item.at, Some(At::Earliest(true))) && !partition.lead().settled {
+    if !matches!(item.at, Some(At::Earliest(true))) && partition.lead().here
+        && !partition.lead().settled
+    {
         return Err(ApiError::new(
             Reason::OffsetNotAvailable,
             "the partition's new leader does not know its end yet",

@@ -64,7 +64,7 @@ pub(super) async fn fetch_once(
 ) -> Result<FetchOnceResponse, ApiError> {
     let wanted = wanted(&request)?;
     let topic = core.topic(Operation::Read, request.topic.as_ref())?;
-    let partition = core.led(&topic, request.partition)?;
+    let partition = core.readable(&topic, request.partition)?;
     wait_for_records(core, &partition, &wanted).await?;
     let log = Arc::clone(&partition.log);
     let limits = core.read_limits();
@@ -94,13 +94,15 @@ async fn wait_for_records(
     let draining = core.lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
     loop {
-        partition.check_leads(&core.cluster)?;
+        core.check_readable(partition)?;
         // A signal for each turn: a registration is used once.
         let signal = Signal::new();
         partition.waiters().register(&signal, 0);
         let log = &partition.log;
         let (high_watermark, end) = (log.high_watermark(), log.end_offset());
-        let beyond = wanted.offset > end.max(high_watermark) && partition.lead().settled;
+        let lead = partition.lead();
+        let known = lead.settled || !lead.here;
+        let beyond = known && wanted.offset > end.max(high_watermark);
         if wanted.offset < log.log_start() || beyond {
             return Err(errors::out_of_range(wanted.offset, log));
         }

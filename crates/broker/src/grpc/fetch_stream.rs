@@ -206,7 +206,7 @@ impl FetchStream {
 
     fn try_assign(&mut self, assign: &FetchAssign) -> Result<(), ApiError> {
         let topic = self.core.topic_by_id(Operation::Read, &assign.topic_id)?;
-        let partition = self.core.led(&topic, assign.partition)?;
+        let partition = self.core.readable(&topic, assign.partition)?;
         if assign.offset < 0 {
             return Err(ApiError::invalid("offset", "an offset is not negative"));
         }
@@ -352,13 +352,14 @@ impl Assigned {
         core: &Core,
     ) -> Turn {
         let partition = Arc::clone(&self.partition);
-        if let Err(error) = partition.check_leads(&core.cluster) {
+        if let Err(error) = core.check_readable(&partition) {
             return Turn::Failed(error);
         }
         let log = &partition.log;
         let offset = self.cursor.offset();
         // A leader that has committed nothing yet does not know where the end is.
-        if offset > log.end_offset() && partition.lead().settled {
+        let lead = partition.lead();
+        if offset > log.end_offset() && (lead.settled || !lead.here) {
             return Turn::Failed(errors::out_of_range(offset, log));
         }
         // At the high watermark, or above it but not behind the end: it will be there.

@@ -79,11 +79,6 @@ impl TopicHandle {
             .map(Arc::clone)
             .collect()
     }
-
-    /// Appends partitions, in order.
-    pub(crate) fn extend(&self, more: Vec<Option<Arc<Partition>>>) {
-        self.partitions.write().extend(more);
-    }
 }
 
 /// All topics.

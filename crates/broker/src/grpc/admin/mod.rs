@@ -63,6 +63,7 @@ impl AdminService for Services {
                     plan::create_topic(table, &new, bounds)
                 });
                 let id = change.await?;
+                core.all_led(id).await;
                 Ok(CreateTopicResponse {
                     topic: info_by_id(core, id),
                 })
@@ -113,6 +114,7 @@ impl AdminService for Services {
                     return Ok(AddPartitionsResponse::default());
                 }
                 let id = core.metadata.change(&request.request_id, plan).await?;
+                core.all_led(id).await;
                 Ok(AddPartitionsResponse {
                     topic: info_by_id(core, id),
                 })
