@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use timberline_consensus::{ConfigEntry, Member, Timing};
+use timberline_proto::error::Reason;
 use timberline_proto::internal::{self as pb, metadata_command::Command};
 use timberline_storage::disk::{Disk, RealDisk};
 use timberline_storage::{Log, LogConfig, Opened, Running, Store, StoreOptions};
@@ -512,8 +513,7 @@ fn known_cluster(log: &Arc<Log>) -> Result<Option<Found>, Error> {
     let replayed = log.replay(log.first_stored_index(), |entry| {
         if entry.kind == timberline_storage::EntryKind::Config && founding.is_none() {
             founding = Some(entry.payload);
-        } else if entry.kind == timberline_storage::EntryKind::Command
-            && cluster_id_found.is_none()
+        } else if entry.kind == timberline_storage::EntryKind::Command && cluster_id_found.is_none()
         {
             cluster_id_found = founded_in(&entry.payload);
         }
@@ -553,15 +553,17 @@ async fn registered(core: &Arc<Core>, node: &Arc<Node>) -> Result<(), Error> {
             let table = core.metadata.table();
             let known = table.brokers().get(&me);
             // What a broker says of itself beyond that may follow later.
-            known.is_some_and(|broker| broker.directory == directory)
-                && table.cluster().is_some()
+            known.is_some_and(|broker| broker.directory == directory) && table.cluster().is_some()
         };
         let result = core.register_anywhere(&node.identity()).await;
         if known {
             break;
         }
         if let Err(error) = result {
-            let hopeless = error.reason.is_some_and(|reason| !reason.is_retriable());
+            let hopeless = matches!(
+                error.reason,
+                Some(Reason::BrokerIdInUse | Reason::UnsupportedVersion | Reason::InvalidArgument)
+            );
             if hopeless {
                 return Err(Error::Start(error.to_string()));
             }

@@ -10,11 +10,11 @@ use timberline_storage::Store;
 use uuid::Uuid;
 
 use crate::auth::{Operation, Principal, Resource, authorize};
+use crate::cluster::Cluster;
 use crate::config::BrokerConfig;
 use crate::lifecycle::Lifecycle;
 use crate::metadata::frontend::Frontend;
 use crate::metadata::leadership::Leadership;
-use crate::cluster::Cluster;
 use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, Partition, TopicHandle};
 use crate::shard::Shards;
@@ -105,11 +105,7 @@ impl Core {
     ///
     /// # Errors
     /// `UNKNOWN_PARTITION`, `UNKNOWN_TOPIC`, `NOT_LEADER`, `NO_LEADER`.
-    pub(crate) fn led(
-        &self,
-        topic: &TopicHandle,
-        number: i32,
-    ) -> Result<Arc<Partition>, ApiError> {
+    pub(crate) fn led(&self, topic: &TopicHandle, number: i32) -> Result<Arc<Partition>, ApiError> {
         match topic.hosted_here(number) {
             Some(partition) => {
                 self.check_led(&partition)?;

@@ -14,8 +14,8 @@ use timberline_storage::ReplicaId;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::node::{self, FINISH_REASSIGN, Node, metadata_node};
 use super::found;
+use super::node::{self, FINISH_REASSIGN, Node, metadata_node};
 use crate::clock;
 use crate::core::Core;
 use crate::errors;
@@ -80,8 +80,11 @@ impl State {
             self.leaders_at = None;
             return;
         }
-        if let Err(error) = found_cluster(core).await {
-            tracing::debug!(%error, "the cluster is not founded yet");
+        if core.metadata.table().cluster().is_none() {
+            if let Err(error) = found_cluster(core, node).await {
+                tracing::debug!(%error, "the cluster is not founded yet");
+            }
+            return;
         }
         look_after_metadata_group(core).await;
         self.control(core).await;
@@ -104,6 +107,12 @@ impl State {
                 (*id, info)
             })
             .collect();
+        for founder in node.trusted() {
+            known.entry(founder.broker_id).or_insert(PeerInfo {
+                address: founder.peer_address,
+                rack: founder.rack,
+            });
+        }
         let live = core.cluster.live_brokers();
         let missing = known.keys().any(|id| !live.contains(id)) || known.is_empty();
         let due = self
@@ -205,9 +214,23 @@ fn idle() -> ApiError {
     )
 }
 
-/// The founding command, once.
-async fn found_cluster(core: &Arc<Core>) -> Result<(), ApiError> {
-    if core.metadata.table().cluster().is_some() {
+/// The founding command, once every founder is registered: from then on, who is not in the metadata is no broker.
+async fn found_cluster(core: &Arc<Core>, node: &Node) -> Result<(), ApiError> {
+    for founder in node.trusted() {
+        node::register(core, &founder).await?;
+    }
+    let Some(view) = view(core, METADATA_REPLICA).await else {
+        return Ok(());
+    };
+    let missing = {
+        let table = core.metadata.table();
+        let members = view.membership.members().into_iter();
+        let mut missing = members.filter(|member| !table.brokers().contains_key(&member.broker));
+        missing.next()
+    };
+    if let Some(member) = missing {
+        // It registers itself when it is there.
+        tracing::debug!(broker = member.broker, "a founder is not registered yet");
         return Ok(());
     }
     let found = Command::FoundCluster(pb::FoundCluster {
@@ -367,7 +390,10 @@ fn next_step(view: &View, partition: &Partition) -> Step {
 }
 
 fn has(membership: &Membership, node: NodeId) -> bool {
-    membership.members().iter().any(|member| member.node == node)
+    membership
+        .members()
+        .iter()
+        .any(|member| member.node == node)
 }
 
 /// The metadata group's own members follow the brokers: everybody learns, three or five vote.
@@ -404,7 +430,9 @@ fn metadata_step(view: &View, brokers: &BTreeMap<i32, (NodeId, String)>) -> Vec<
     if let Some(learner) = stale(&membership.learners) {
         return vec![Change::Remove(learner.node)];
     }
-    let new = brokers.iter().find(|(_, (node, _))| !has(membership, *node));
+    let new = brokers
+        .iter()
+        .find(|(_, (node, _))| !has(membership, *node));
     if let Some((broker, (node, _))) = new {
         return vec![Change::AddLearner(Member {
             node: *node,
@@ -453,7 +481,10 @@ impl Core {
         let lead = self.cluster.metadata_lead();
         let controller = self.cluster.controller();
         let controller = controller.filter(|broker| *broker != self.cluster.me());
-        let (Some(controller), Some(peers)) = (controller, self.cluster.peers()) else {
+        let peers = self.cluster.peers();
+        let controller =
+            controller.filter(|id| peers.and_then(|p| p.state(*id)).is_some_and(|s| s.prompt));
+        let (Some(controller), Some(peers)) = (controller, peers) else {
             return Err(self.cluster.not_leader(topic, number, Some(lead)));
         };
         let request = pb::ForwardRequest {
@@ -482,4 +513,3 @@ impl Core {
             .map(drop)
     }
 }
-

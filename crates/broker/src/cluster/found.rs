@@ -103,10 +103,8 @@ fn directory_of(identity: &pb::PeerIdentity) -> Option<Uuid> {
 
 /// Lets a broker in that the metadata does not know yet.
 fn note(node: &Node, answer: &pb::StatusResponse) {
-    if let Some(identity) = &answer.answerer
-        && let Some(directory) = directory_of(identity)
-    {
-        node.trust(identity.broker_id, directory);
+    if let Some(identity) = &answer.answerer {
+        node.trust(identity);
     }
 }
 
@@ -161,7 +159,6 @@ async fn enter(
         };
         match peers.join(seed, request).await {
             Ok(joined) if joined.cluster_id == found.cluster_id => {
-                known.iter().for_each(|answer| note(node, answer));
                 node.set_found(found);
                 let mut there = addresses(&known);
                 for peer in joined.peers {
@@ -304,7 +301,9 @@ mod tests {
     fn no_rack_has_a_majority_of_the_voters_where_there_are_racks_enough() {
         let racks = ["a", "a", "a", "b", "c"];
         let seeds = ["x:1"];
-        let answers: Vec<_> = (0..5).map(|n| answer(n + 1, racks[n as usize], &seeds)).collect();
+        let answers: Vec<_> = (0..5)
+            .map(|n| answer(n + 1, racks[n as usize], &seeds))
+            .collect();
         let entry = agreed(&answers[..4], 0).unwrap().unwrap();
         let in_a = entry.result.voters.iter().filter(|m| m.broker <= 3);
         assert_eq!(in_a.count(), 2, "two racks: one has two of three");

@@ -55,8 +55,8 @@ pub(crate) struct Node {
     shards: OnceLock<Arc<Shards>>,
     core: OnceLock<Weak<Core>>,
     found: RwLock<Option<Found>>,
-    /// Brokers that founded with us or let us in, until the metadata has them.
-    trusted: RwLock<BTreeMap<i32, Uuid>>,
+    /// Brokers that founded with us or let us in, as they said who they are; it counts until the metadata has them.
+    trusted: RwLock<BTreeMap<i32, pb::PeerIdentity>>,
 }
 
 /// The cluster that this broker belongs to.
@@ -99,8 +99,14 @@ impl Node {
         *self.found.write() = Some(found);
     }
 
-    pub(crate) fn trust(&self, broker: i32, directory: Uuid) {
-        self.trusted.write().insert(broker, directory);
+    pub(crate) fn trust(&self, identity: &pb::PeerIdentity) {
+        let mut trusted = self.trusted.write();
+        trusted.insert(identity.broker_id, identity.clone());
+    }
+
+    /// Those who are let in although the metadata may not have them yet.
+    pub(crate) fn trusted(&self) -> Vec<pb::PeerIdentity> {
+        self.trusted.read().values().cloned().collect()
     }
 
     pub(crate) fn identity(&self) -> pb::PeerIdentity {
@@ -142,7 +148,10 @@ impl Node {
 ///
 /// # Errors
 /// Those of the plan and of the change.
-pub(crate) async fn register(core: &Arc<Core>, identity: &pb::PeerIdentity) -> Result<(), ApiError> {
+pub(crate) async fn register(
+    core: &Arc<Core>,
+    identity: &pb::PeerIdentity,
+) -> Result<(), ApiError> {
     let directory = Uuid::from_slice(&identity.directory_id)
         .map_err(|_| ApiError::invalid("directory_id", "a directory id has 16 bytes"))?;
     let registration = Registration {
@@ -214,8 +223,8 @@ impl Node {
                     .map_err(|_| ApiError::invalid("topic_id", "a topic id has 16 bytes"))?;
                 let hosted = self.cluster.hosted(topic, wanted.partition);
                 let hosted = hosted.filter(|hosted| hosted.lead().here);
-                let hosted = hosted
-                    .ok_or_else(|| self.cluster.not_leader(topic, wanted.partition, None))?;
+                let hosted =
+                    hosted.ok_or_else(|| self.cluster.not_leader(topic, wanted.partition, None))?;
                 self.cluster.hand_over(hosted, wanted.broker_id).await?;
                 Ok(bytes::Bytes::new())
             }
@@ -252,11 +261,11 @@ impl PeerHandler for Node {
         }
         let brokers = self.cluster.brokers();
         let registered = brokers.get(&hello.broker_id).map(|known| known.directory);
-        let trusted = self.trusted.read().get(&hello.broker_id).copied();
+        let trusted = self.trusted.read();
+        let trusted = trusted.get(&hello.broker_id);
+        let trusted = trusted.and_then(|one| Uuid::from_slice(&one.directory_id).ok());
         match registered.or(trusted) {
             Some(directory) if directory == hello.directory => Ok(()),
-            // Founders know each other before the metadata does; a new directory is let in once it is registered.
-            Some(_) if trusted == Some(hello.directory) && registered.is_none() => Ok(()),
             Some(_) => Err(ApiError::new(
                 Reason::DuplicateBroker,
                 format!(

@@ -100,7 +100,8 @@ fn look_up(core: &Core, item: ListOffsetsItem) -> Result<ListOffsetsResult, ApiE
     let partition = core.readable(&topic, item.partition)?;
     let log = &partition.log;
     // A leader that has committed nothing yet may not know of all that was acknowledged before it.
-    if !matches!(item.at, Some(At::Earliest(true))) && partition.lead().here
+    if !matches!(item.at, Some(At::Earliest(true)))
+        && partition.lead().here
         && !partition.lead().settled
     {
         return Err(ApiError::new(

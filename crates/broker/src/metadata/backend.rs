@@ -9,11 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use prost::Message;
-use timberline_proto::internal as pb;
 use timberline_consensus::{ConfigEntry, Group, GroupOptions, Member, Timing};
-use timberline_storage::{
-    EntryKind, HardState, Log, ReplicaId, ReplicaSpec, Store, chain_seed,
-};
+use timberline_proto::internal as pb;
+use timberline_storage::{EntryKind, HardState, Log, ReplicaId, ReplicaSpec, Store, chain_seed};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -160,7 +158,8 @@ impl Backend {
     }
 
     fn publish(&self) {
-        self.cluster.set_brokers(self.committed.table.read().brokers());
+        self.cluster
+            .set_brokers(self.committed.table.read().brokers());
         self.committed.applied.send_replace(self.next_index - 1);
     }
 
@@ -285,7 +284,10 @@ impl Backend {
             topic: topic.id,
             partition: number as u32,
         };
-        let log = match on_disk.remove(&spec.replica).or_else(|| self.store.log(spec.replica)) {
+        let log = match on_disk
+            .remove(&spec.replica)
+            .or_else(|| self.store.log(spec.replica))
+        {
             Some(log) if *log.spec() == spec => {
                 log.set_config(config.log.clone());
                 log
@@ -371,11 +373,7 @@ impl Backend {
 ///
 /// # Errors
 /// Those of the log.
-pub(crate) fn found_group(
-    log: &Arc<Log>,
-    founders: Vec<Member>,
-    now_ms: i64,
-) -> Result<(), Error> {
+pub(crate) fn found_group(log: &Arc<Log>, founders: Vec<Member>, now_ms: i64) -> Result<(), Error> {
     if log.last_membership().0 > 0 {
         return Ok(());
     }

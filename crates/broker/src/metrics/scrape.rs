@@ -114,6 +114,9 @@ pub(crate) fn scrape(core: &Core) -> Vec<u8> {
         &["queue"],
         &[(&["shard_inbox"], core.shards.queued() as f64)],
     ));
+    if let Some(peers) = core.cluster.peers() {
+        push_peers(&mut families, &peers.stats());
+    }
     families.push(labelled(
         &name("build_info"),
         "1, with the version as a label.",
@@ -128,6 +131,53 @@ pub(crate) fn scrape(core: &Core) -> Vec<u8> {
         tracing::error!(%error, "encoding metrics");
     }
     text
+}
+
+fn push_peers(families: &mut Vec<MetricFamily>, stats: &crate::peer::PeerStats) {
+    for (title, help, value) in [
+        (
+            "peer_messages_sent_total",
+            "Messages sent to other brokers.",
+            stats.messages_sent,
+        ),
+        (
+            "peer_batches_sent_total",
+            "Batches of such messages.",
+            stats.batches_sent,
+        ),
+        (
+            "peer_messages_received_total",
+            "Messages of other brokers.",
+            stats.messages_received,
+        ),
+        (
+            "peer_messages_dropped_total",
+            "Messages to other brokers that found no room.",
+            stats.messages_dropped,
+        ),
+        (
+            "peer_bytes_dropped_total",
+            "Bytes of entries in them.",
+            stats.bytes_dropped,
+        ),
+        (
+            "peer_leaderships_dropped_total",
+            "News of leaders that found no room.",
+            stats.leaderships_dropped,
+        ),
+        (
+            "peer_malformed_total",
+            "Streams ended because of a malformed message.",
+            stats.malformed,
+        ),
+        (
+            "peer_connections_total",
+            "Connections made to other brokers.",
+            stats.connections,
+        ),
+    ] {
+        families.push(counter(&name(title), help, value as f64));
+    }
 }
 
 fn partitions(core: &Core) -> MetricFamily {
