@@ -367,6 +367,7 @@ impl Basis {
                 .store
                 .create_replica(metadata_spec(), metadata_log_config())?,
         };
+        self.node.set_metadata(&log);
         self.find_cluster(&log).await?;
         let me = metadata_node(self.store.directory_id());
         let mut group = open_group(&log, me, self.timing)?;

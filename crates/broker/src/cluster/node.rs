@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prost::Message;
-use timberline_consensus::{ConfigEntry, Envelope, NodeId};
+use timberline_consensus::{ConfigEntry, Envelope, Member, NodeId};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
-use timberline_storage::{ReplicaId, chain_seed};
+use timberline_storage::{Log, ReplicaId, chain_seed};
 use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -55,6 +55,8 @@ pub(crate) struct Node {
     shards: OnceLock<Arc<Shards>>,
     core: OnceLock<Weak<Core>>,
     found: RwLock<Option<Found>>,
+    /// The metadata log. What it has may be committed although this broker does not know it yet.
+    metadata: OnceLock<Arc<Log>>,
     /// Brokers that founded with us or let us in, as they said who they are; it counts until the metadata has them.
     trusted: RwLock<BTreeMap<i32, pb::PeerIdentity>>,
 }
@@ -80,6 +82,7 @@ impl Node {
             shards: OnceLock::new(),
             core: OnceLock::new(),
             found: RwLock::default(),
+            metadata: OnceLock::new(),
             trusted: RwLock::default(),
         })
     }
@@ -90,6 +93,24 @@ impl Node {
 
     pub(crate) fn set_core(&self, core: &Arc<Core>) {
         let _ = self.core.set(Arc::downgrade(core));
+    }
+
+    pub(crate) fn set_metadata(&self, log: &Arc<Log>) {
+        let _ = self.metadata.set(Arc::clone(log));
+    }
+
+    /// Whether the metadata group has this broker's replica: after a start that may be all that is known.
+    fn is_member(&self, broker: i32, directory: Uuid) -> bool {
+        let Some(log) = self.metadata.get() else {
+            return false;
+        };
+        let (_, payload) = log.last_membership();
+        let members = ConfigEntry::decode(&payload).map(|entry| entry.result.members());
+        let member = Member {
+            node: metadata_node(directory),
+            broker,
+        };
+        members.is_ok_and(|members| members.contains(&member))
     }
 
     pub(crate) fn set_found(&self, found: Found) {
@@ -266,6 +287,7 @@ impl PeerHandler for Node {
         let trusted = trusted.and_then(|one| Uuid::from_slice(&one.directory_id).ok());
         match registered.or(trusted) {
             Some(directory) if directory == hello.directory => Ok(()),
+            _ if self.is_member(hello.broker_id, hello.directory) => Ok(()),
             Some(_) => Err(ApiError::new(
                 Reason::DuplicateBroker,
                 format!(
