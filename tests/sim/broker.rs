@@ -40,12 +40,15 @@ pub(crate) struct Pending {
 /// A replica that takes part.
 pub(crate) struct Replica {
     pub(crate) of: usize,
+    /// Counts openings, of all replicas together.
+    pub(crate) opening: u64,
     pub(crate) group: Group<Arc<Log>>,
     /// In the order of indexes.
     pub(crate) pending: VecDeque<Pending>,
     /// Commit index that was shown to the checkers.
     pub(crate) shown: u64,
     pub(crate) led: bool,
+    pub(crate) is_stopped: bool,
 }
 
 /// A process.
@@ -55,7 +58,8 @@ pub(crate) struct Running {
     /// The cycle in flight, and whether it was run.
     pub(crate) cycle: Option<(Cycle, bool)>,
     pub(crate) directs: BTreeMap<u64, (DirectSync, bool)>,
-    pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
+    /// With what is to be synced before it ends, and the commit indexes that it captured.
+    pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>, BTreeMap<NodeId, u64>)>,
     /// Replicas with something to work off.
     pub(crate) dirty: BTreeSet<NodeId>,
     pub(crate) turn_due: bool,

@@ -17,7 +17,6 @@ const OUTSTANDING_MAX: usize = 5;
 const PATIENCE_MS: u64 = 400;
 
 /// A batch that is not acknowledged.
-#[derive(Debug)]
 struct Outstanding {
     batch: Batch,
     sequence: i32,
@@ -26,7 +25,6 @@ struct Outstanding {
 }
 
 /// An idempotent producer.
-#[derive(Debug)]
 pub(crate) struct Producer {
     id: i64,
     epoch: i16,
@@ -45,6 +43,17 @@ impl Producer {
             outstanding: VecDeque::new(),
             last: None,
         }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let waits = self.outstanding.iter().map(|o| (o.sequence, o.sent));
+        format!(
+            "id {} epoch {} next {}: {:?}",
+            self.id,
+            self.epoch,
+            self.next,
+            waits.collect::<Vec<_>>()
+        )
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -89,6 +98,9 @@ pub(crate) fn unanswered(table: &mut Table, waiter: Waiter) {
 
 impl World {
     pub(crate) fn client(&mut self) -> Check {
+        if self.calm {
+            return Ok(());
+        }
         self.stats.operations += 1;
         let delay = self.rng.within(1, self.profile.pace_ms * 2);
         self.after(delay, Event::Client);

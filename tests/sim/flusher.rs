@@ -1,6 +1,8 @@
 //! What a broker's disk threads do, step by step and as slowly as the seed says.
 
-use timberline_storage::{Error, ReplicaId};
+use std::sync::Arc;
+
+use timberline_storage::{Error, Log, ReplicaId};
 
 use crate::checker::{Check, ensure};
 use crate::world::{Event, World};
@@ -167,7 +169,9 @@ impl World {
             && let Some(mut checkpoint) = running.store.begin_checkpoint()
         {
             let syncs = checkpoint.take_syncs();
-            running.checkpoint = Some((checkpoint, syncs));
+            let commits = running.replicas.iter();
+            let commits = commits.map(|(&n, r)| (n, r.group.log().commit_index()));
+            running.checkpoint = Some((checkpoint, syncs, commits.collect()));
             self.after(delay, Event::Checkpoint(broker, life));
         }
     }
@@ -182,19 +186,27 @@ impl World {
         if running.poisoned {
             return Ok(());
         }
-        let Some((checkpoint, mut syncs)) = running.checkpoint.take() else {
+        let Some((checkpoint, mut syncs, commits)) = running.checkpoint.take() else {
             return Ok(());
         };
         let done = match syncs.pop() {
             Some(sync) => {
                 let done = running.store.run_checkpoint_sync(&sync);
                 if done.is_ok() {
-                    running.checkpoint = Some((checkpoint, syncs));
+                    running.checkpoint = Some((checkpoint, syncs, commits));
                     self.after(delay, Event::Checkpoint(broker, life));
                 }
                 done
             }
-            None => running.store.finish_checkpoint(checkpoint),
+            None => {
+                let done = running.store.finish_checkpoint(checkpoint);
+                for (node, commit) in commits.into_iter().filter(|_| done.is_ok()) {
+                    if let Some(place) = self.replicas.get_mut(&node) {
+                        place.commit_kept = place.commit_kept.max(commit);
+                    }
+                }
+                done
+            }
         };
         if let Err(error) = done {
             let at = &self.brokers[broker];
@@ -218,6 +230,7 @@ impl World {
             self.brokers[broker].disk.writeback(sectors);
         }
         self.retire(broker)?;
+        self.reopen(broker)?;
         let now_ms = self.clock(broker);
         let at = &self.brokers[broker];
         let Some(running) = &at.running else {
@@ -242,13 +255,46 @@ impl World {
         self.look(broker)
     }
 
-    /// Replicas that left their group's membership go.
+    /// Replicas whose log had no space for an entry begin again, once what the log has is on stable storage: a group
+    /// takes everything it is shown for synced.
+    fn reopen(&mut self, broker: usize) -> Check {
+        let Some(running) = &mut self.brokers[broker].running else {
+            return Ok(());
+        };
+        let settled =
+            |log: &Arc<Log>| log.durable_index() == log.last_index() && log.is_hard_state_durable();
+        let stopped = running.replicas.iter();
+        let stopped: Vec<u64> = stopped
+            .filter(|(_, r)| r.group.stopped().is_some() && settled(r.group.log()))
+            .map(|(&node, _)| node)
+            .collect();
+        for node in stopped {
+            if let Some(running) = &mut self.brokers[broker].running
+                && let Some(mut replica) = running.replicas.remove(&node)
+            {
+                for pending in replica.pending.drain(..) {
+                    crate::clients::unanswered(&mut self.groups[replica.of], pending.waiter);
+                }
+            }
+            self.stats.reopened += 1;
+            self.open_replica(broker, node)?;
+        }
+        Ok(())
+    }
+
+    /// Replicas that left their group's membership go, once all who stay know for good that the change is committed:
+    /// one that lost power would find the old membership, and wait for those who are gone.
     fn retire(&mut self, broker: usize) -> Check {
         let leaves = |world: &World, node: u64| {
             let place = world.replicas[&node];
             let members = &world.groups[place.group].members.1;
             let named = members.members().iter().any(|m| m.node == node);
-            place.broker == broker && place.joined && !members.is_joint() && !named
+            let (index, members_all) = (world.groups[place.group].members.0, members.members());
+            let known = members_all
+                .iter()
+                .filter_map(|m| world.replicas.get(&m.node))
+                .all(|p| p.commit_kept >= index);
+            place.broker == broker && place.joined && !members.is_joint() && !named && known
         };
         let nodes: Vec<u64> = self.replicas.keys().copied().collect();
         for node in nodes {

@@ -125,12 +125,15 @@ impl World {
             Err(_) if failing.disk.crashed() || failing.write_failed() => return Ok(()),
             Err(error) => return Err(format!("b{broker}: opening n{node}: {error}")),
         };
+        self.openings += 1;
         let replica = Replica {
             of: group,
+            opening: self.openings,
             group: opened,
             pending: Default::default(),
             shown: 0,
             led: false,
+            is_stopped: false,
         };
         if let Some(running) = &mut self.brokers[broker].running {
             running.replicas.insert(node, replica);

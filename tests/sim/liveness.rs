@@ -113,8 +113,8 @@ impl World {
             .position(|p| !p.is_done())
         {
             return Some(format!(
-                "producer {at} waits: {:?}",
-                self.groups[group].producers[at]
+                "producer {at} waits: {}",
+                self.groups[group].producers[at].describe()
             ));
         }
         for member in self.groups[group].members.1.members() {

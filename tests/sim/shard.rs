@@ -155,7 +155,7 @@ impl World {
     fn turn(&mut self, broker: usize, node: NodeId) -> Check {
         let now_ms = self.clock(broker);
         let at = &mut self.brokers[broker];
-        let (life, crashed) = (at.life, at.disk.clone());
+        let crashed = at.disk.clone();
         let Some(running) = &mut at.running else {
             return Ok(());
         };
@@ -174,8 +174,11 @@ impl World {
         }
         if let Some(why) = group.stopped() {
             let why = why.to_owned();
-            let excused = running.store.poisoned().is_some();
-            ensure!(excused, "b{broker} n{node}: the group stops: {why}");
+            let full = at.full && why.contains("no space left");
+            let failed = failures(&at.disk) > at.failures_before;
+            ensure!(full || failed, "b{broker} n{node}: the group stops: {why}");
+            self.stats.stopped_for_space += u64::from(full && !replica.is_stopped);
+            replica.is_stopped = true;
             return Ok(());
         }
         if log.last_index() < last || log.first_index() <= last && log.term_at(last) != last_term {
@@ -217,7 +220,7 @@ impl World {
         self.checker.seen(&Seen {
             group: of,
             node,
-            life,
+            life: replica.opening,
             leads,
             caught_up: replica.group.is_caught_up(),
             term,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Lines of trace kept for a failure.
-const TRACE_MAX: usize = 4_000;
+const TRACE_MAX: usize = 200_000;
 
 /// Defines the counters of a run, with their sum and their printed form.
 macro_rules! stats {
@@ -30,7 +30,7 @@ stats! {
     elections, transfers, truncations, membership_changes, joint_changes, replicas_added, replicas_removed,
     messages, lost, duplicated, blocked, stragglers, partitions, one_way_partitions, pauses,
     crashes, kills, power_losses, power_losses_of_all, crashes_in_recovery, fuses, slow_disks,
-    poisoned, full_disks, refused_for_space, cycles, direct_syncs, checkpoints, seals, clean_stops,
+    poisoned, full_disks, refused_for_space, stopped_for_space, reopened, cycles, direct_syncs, checkpoints, seals, clean_stops,
     tails_cut, recoveries, recovered_entries, cold_reads, liveness_ticks,
 }
 

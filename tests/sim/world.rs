@@ -86,6 +86,8 @@ pub(crate) struct Place {
     pub(crate) broker: usize,
     /// It was a member once: it goes when it is none any more.
     pub(crate) joined: bool,
+    /// A checkpoint holds this commit index.
+    pub(crate) commit_kept: u64,
 }
 
 pub(crate) struct World {
@@ -99,6 +101,7 @@ pub(crate) struct World {
     pub(crate) groups: Vec<Table>,
     pub(crate) replicas: BTreeMap<NodeId, Place>,
     pub(crate) next_node: NodeId,
+    pub(crate) openings: u64,
     pub(crate) network: Network,
     pub(crate) checker: Checker,
     pub(crate) stats: Stats,
@@ -155,6 +158,7 @@ impl World {
             groups: Vec::new(),
             replicas: BTreeMap::new(),
             next_node: 1,
+            openings: 0,
             network: Network::default(),
             checker: Checker::default(),
             stats: Stats::default(),
@@ -266,6 +270,7 @@ impl World {
                 group,
                 broker,
                 joined: false,
+                commit_kept: 0,
             },
         );
         node

@@ -160,9 +160,9 @@ impl<S: LogStore> Group<S> {
         Ok(group)
     }
 
-    /// Stands for election at once, if it may.
+    /// Stands for election at once, if it may: a replica without a vote may not.
     pub fn campaign(&mut self) {
-        if self.may_stand() {
+        if self.may_stand() && self.raw.raft.promotable() {
             self.contained("campaigning", |group| {
                 group.raw.campaign().map_err(|error| error.to_string())
             });

@@ -51,7 +51,7 @@ impl Terms<'_> {
 pub(crate) struct Seen<'a> {
     pub(crate) group: usize,
     pub(crate) node: NodeId,
-    /// Counts the lives of its broker.
+    /// Tells the openings of a replica apart.
     pub(crate) life: u64,
     pub(crate) leads: bool,
     pub(crate) caught_up: bool,

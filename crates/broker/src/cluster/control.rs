@@ -14,8 +14,8 @@ use timberline_storage::ReplicaId;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::node::{self, FINISH_REASSIGN, Node, metadata_node};
 use super::found;
+use super::node::{self, FINISH_REASSIGN, Node, metadata_node};
 use crate::clock;
 use crate::core::Core;
 use crate::errors;
@@ -367,7 +367,10 @@ fn next_step(view: &View, partition: &Partition) -> Step {
 }
 
 fn has(membership: &Membership, node: NodeId) -> bool {
-    membership.members().iter().any(|member| member.node == node)
+    membership
+        .members()
+        .iter()
+        .any(|member| member.node == node)
 }
 
 /// The metadata group's own members follow the brokers: everybody learns, three or five vote.
@@ -404,7 +407,9 @@ fn metadata_step(view: &View, brokers: &BTreeMap<i32, (NodeId, String)>) -> Vec<
     if let Some(learner) = stale(&membership.learners) {
         return vec![Change::Remove(learner.node)];
     }
-    let new = brokers.iter().find(|(_, (node, _))| !has(membership, *node));
+    let new = brokers
+        .iter()
+        .find(|(_, (node, _))| !has(membership, *node));
     if let Some((broker, (node, _))) = new {
         return vec![Change::AddLearner(Member {
             node: *node,
@@ -482,4 +487,3 @@ impl Core {
             .map(drop)
     }
 }
-

@@ -304,7 +304,9 @@ mod tests {
     fn no_rack_has_a_majority_of_the_voters_where_there_are_racks_enough() {
         let racks = ["a", "a", "a", "b", "c"];
         let seeds = ["x:1"];
-        let answers: Vec<_> = (0..5).map(|n| answer(n + 1, racks[n as usize], &seeds)).collect();
+        let answers: Vec<_> = (0..5)
+            .map(|n| answer(n + 1, racks[n as usize], &seeds))
+            .collect();
         let entry = agreed(&answers[..4], 0).unwrap().unwrap();
         let in_a = entry.result.voters.iter().filter(|m| m.broker <= 3);
         assert_eq!(in_a.count(), 2, "two racks: one has two of three");

@@ -313,7 +313,8 @@ impl Leadership for Cluster {
     }
 
     fn controller(&self) -> Option<i32> {
-        self.leader_of(METADATA.0, METADATA.1).map(|(_, broker)| broker)
+        self.leader_of(METADATA.0, METADATA.1)
+            .map(|(_, broker)| broker)
     }
 
     fn transfer(

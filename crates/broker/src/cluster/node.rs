@@ -142,7 +142,10 @@ impl Node {
 ///
 /// # Errors
 /// Those of the plan and of the change.
-pub(crate) async fn register(core: &Arc<Core>, identity: &pb::PeerIdentity) -> Result<(), ApiError> {
+pub(crate) async fn register(
+    core: &Arc<Core>,
+    identity: &pb::PeerIdentity,
+) -> Result<(), ApiError> {
     let directory = Uuid::from_slice(&identity.directory_id)
         .map_err(|_| ApiError::invalid("directory_id", "a directory id has 16 bytes"))?;
     let registration = Registration {
@@ -214,8 +217,8 @@ impl Node {
                     .map_err(|_| ApiError::invalid("topic_id", "a topic id has 16 bytes"))?;
                 let hosted = self.cluster.hosted(topic, wanted.partition);
                 let hosted = hosted.filter(|hosted| hosted.lead().here);
-                let hosted = hosted
-                    .ok_or_else(|| self.cluster.not_leader(topic, wanted.partition, None))?;
+                let hosted =
+                    hosted.ok_or_else(|| self.cluster.not_leader(topic, wanted.partition, None))?;
                 self.cluster.hand_over(hosted, wanted.broker_id).await?;
                 Ok(bytes::Bytes::new())
             }

@@ -146,9 +146,7 @@ impl Shard {
 
     /// Groups of several replicas live by ticks.
     fn keep_ticking(&mut self, replica: ReplicaId) {
-        if self.next_tick.is_none()
-            && self.writers.get(&replica).is_some_and(Writer::needs_ticks)
-        {
+        if self.next_tick.is_none() && self.writers.get(&replica).is_some_and(Writer::needs_ticks) {
             self.next_tick = Some(Instant::now() + TICK);
         }
     }
@@ -161,12 +159,7 @@ impl Shard {
                 continue;
             };
             writer.touched = false;
-            writer.turn(
-                self.now_ms,
-                &self.outside,
-                &mut self.sends,
-                &mut self.wakes,
-            );
+            writer.turn(self.now_ms, &self.outside, &mut self.sends, &mut self.wakes);
             for (node, cold) in self.sends.output.cold.drain(..) {
                 let inbox = Arc::clone(&self.inbox);
                 self.outside.runtime.spawn_blocking(move || {
@@ -214,8 +207,7 @@ impl Shard {
                         &mut self.wakes,
                     ),
                     None => {
-                        let error =
-                            crate::metadata::plan::unknown_topic(ticket.partition().topic);
+                        let error = crate::metadata::plan::unknown_topic(ticket.partition().topic);
                         ticket.complete(Err(Box::new(error)), metrics, &mut self.wakes);
                     }
                 }
@@ -318,7 +310,9 @@ impl Shard {
                 self.touch_all();
             }
             Work::PeerUnreachable(broker) => {
-                self.writers.values_mut().for_each(|w| w.unreachable(broker));
+                self.writers
+                    .values_mut()
+                    .for_each(|w| w.unreachable(broker));
             }
             Work::Resign => {
                 for writer in self.writers.values_mut() {

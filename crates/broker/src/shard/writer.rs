@@ -470,7 +470,9 @@ impl Writer {
             .collect();
         brokers.sort_unstable();
         if self.partition.set_in_sync(brokers) {
-            sends.leaderships.extend(cluster.note_lead(&self.partition, self.lead));
+            sends
+                .leaderships
+                .extend(cluster.note_lead(&self.partition, self.lead));
         }
     }
 
@@ -481,7 +483,9 @@ impl Writer {
         if lead != self.lead {
             self.lead = lead;
             self.partition.set_lead(lead);
-            sends.leaderships.extend(outside.cluster.note_lead(&self.partition, lead));
+            sends
+                .leaderships
+                .extend(outside.cluster.note_lead(&self.partition, lead));
         }
     }
 
