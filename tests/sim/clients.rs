@@ -106,7 +106,7 @@ impl World {
         self.after(delay, Event::Client);
         let group = self.rng.below(self.groups.len() as u64) as usize;
         match self.rng.weighted(&[550, 30, 40, 230, 40, 25, 30, 20, 6]) {
-            0 => self.produce(group, true),
+            0 => self.produce(group),
             1 => self.plain_batch(group),
             2 => self.command(group),
             3 => self.read(group),
@@ -147,15 +147,15 @@ impl World {
     }
 
     /// A producer sends something new, and what was not answered.
-    pub(crate) fn produce(&mut self, group: usize, new: bool) -> Check {
+    fn produce(&mut self, group: usize) -> Check {
         let at = self.rng.below(self.groups[group].producers.len() as u64) as usize;
         let producer = &mut self.groups[group].producers[at];
-        if new && producer.is_done() && self.rng.chance(1) {
+        if producer.is_done() && self.rng.chance(1) {
             producer.epoch += 1;
             producer.next = 0;
             producer.last = None;
         }
-        if new && producer.room(1) {
+        if producer.room(1) {
             let stamp = ProducerStamp {
                 id: producer.id,
                 epoch: producer.epoch,
@@ -260,6 +260,10 @@ impl World {
                 (index, log.term_at(index))
             }
             refused => {
+                let now = self.now;
+                self.trace.note(now, ("refuse", node), || {
+                    format!("  n{node} answers {stamp:?} with {refused:?}")
+                });
                 // A deposed leader knows less; one that leads at rest must not.
                 ensure!(
                     !self.calm

@@ -268,7 +268,12 @@ impl World {
             .filter(|(_, r)| r.group.stopped().is_some() && settled(r.group.log()))
             .map(|(&node, _)| node)
             .collect();
-        for node in stopped {
+        // A log that could not be read for a fault of its disk is tried again, too.
+        let closed = self.replicas.iter();
+        let closed =
+            closed.filter(|(n, p)| p.broker == broker && !running.replicas.contains_key(n));
+        let closed: Vec<u64> = closed.map(|(&node, _)| node).collect();
+        for node in stopped.into_iter().chain(closed) {
             if let Some(running) = &mut self.brokers[broker].running
                 && let Some(mut replica) = running.replicas.remove(&node)
             {

@@ -250,6 +250,7 @@ impl World {
                 ));
             }
         };
+        self.stats.tails_cut += u64::from(last < self.replicas[&node].last);
         self.stats.recovered_entries += frames.len() as u64;
         let hard = log.hard_state();
         let now = self.now;
@@ -308,7 +309,10 @@ impl World {
         self.stats.cycles += stats.journal_cycles;
         self.stats.direct_syncs += stats.direct_syncs;
         self.stats.checkpoints += stats.checkpoints;
-        for replica in running.replicas.values_mut() {
+        for (node, replica) in &mut running.replicas {
+            if let Some(place) = self.replicas.get_mut(node) {
+                place.last = replica.group.log().last_index();
+            }
             for pending in replica.pending.drain(..) {
                 crate::clients::unanswered(&mut self.groups[replica.of], pending.waiter);
             }

@@ -8,7 +8,7 @@ use crate::shard::read_frames;
 use crate::world::World;
 
 /// Until a minority that is kept down comes back, ms.
-const MINORITY_MS: u64 = 3_000;
+const MINORITY_MS: u64 = 8_000;
 /// Until everything has come to rest, ms: some forty election timeouts.
 const REST_MS: u64 = 15_000;
 /// Between two looks, ms.
@@ -65,15 +65,16 @@ impl World {
             }
             look = self.now + LOOK_MS;
             for group in 0..self.groups.len() {
-                self.produce(group, false)?;
+                for at in 0..self.groups[group].producers.len() {
+                    self.send_outstanding(group, at)?;
+                }
             }
             let waits = self.unrest(without);
             match waits {
                 None => return Ok(()),
                 Some(why) => ensure!(
                     self.now < deadline,
-                    "after {} ms of calm: {why}",
-                    self.now + REST_MS - deadline
+                    "no rest after a long calm, without b{without:?}: {why}"
                 ),
             }
         }

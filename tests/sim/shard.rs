@@ -162,6 +162,9 @@ impl World {
         let Some(replica) = running.replicas.get_mut(&node) else {
             return Ok(());
         };
+        if replica.is_stopped {
+            return Ok(());
+        }
         let group = &mut replica.group;
         let log = group.log().clone();
         let before = group.membership().clone();
@@ -177,7 +180,7 @@ impl World {
             let full = at.full && why.contains("no space left");
             let failed = failures(&at.disk) > at.failures_before;
             ensure!(full || failed, "b{broker} n{node}: the group stops: {why}");
-            self.stats.stopped_for_space += u64::from(full && !replica.is_stopped);
+            self.stats.stopped_for_space += u64::from(full);
             replica.is_stopped = true;
             return Ok(());
         }

@@ -88,6 +88,8 @@ pub(crate) struct Place {
     pub(crate) joined: bool,
     /// A checkpoint holds this commit index.
     pub(crate) commit_kept: u64,
+    /// Last index when its broker ended.
+    pub(crate) last: u64,
 }
 
 pub(crate) struct World {
@@ -271,6 +273,7 @@ impl World {
                 broker,
                 joined: false,
                 commit_kept: 0,
+                last: 0,
             },
         );
         node
