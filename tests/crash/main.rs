@@ -12,12 +12,12 @@ mod damage;
 mod oracle;
 mod planted;
 mod regressions;
-mod rng;
 mod sim;
 mod workload;
 
 use std::time::Instant;
 
+use harness::rng;
 use sim::{Settings, Stats};
 
 /// Seeds of a plain test run.

@@ -1,2 +1,4 @@
 //! Harness shared by the product tests.
 #![forbid(unsafe_code)]
+
+pub mod rng;

@@ -92,6 +92,8 @@ pub struct Group<S: LogStore> {
     hard_version: u64,
     /// Highest commit index that the log was told.
     committed: u64,
+    /// The last term in which it was elected; it may have been deposed before its first entry was written.
+    elected: u64,
     /// The election timeout that was set, in ticks, and for which leader.
     timeout: (usize, NodeId),
     stopped: Option<String>,
@@ -104,6 +106,14 @@ impl<S: LogStore> Group<S> {
     /// # Errors
     /// [`OpenError`].
     pub fn open(options: GroupOptions, log: S) -> Result<Group<S>, OpenError> {
+        let mut configs = unapplied_configs(&log, log.commit_index())?;
+        if let Some(&proven) = configs.keys().rev().nth(1) {
+            // A leader proposes a change of the members only after it has applied the one before: that is committed,
+            // whatever a lost commit index says. A replica two changes behind could win where no majority is one.
+            log.commit_to(proven);
+            configs = configs.split_off(&(proven + 1));
+        }
+        let committed = log.commit_index();
         let (_, payload) = log.membership();
         let (membership, revision) = if payload.is_empty() {
             (Membership::default(), 0)
@@ -111,8 +121,6 @@ impl<S: LogStore> Group<S> {
             let entry = ConfigEntry::decode(&payload)?;
             (entry.result, entry.revision)
         };
-        let committed = log.commit_index();
-        let configs = unapplied_configs(&log, committed)?;
         let timing = options.timing;
         let config = raft::Config {
             id: options.node,
@@ -150,6 +158,7 @@ impl<S: LogStore> Group<S> {
             hard: (hard.term, hard.vote),
             hard_version: 0,
             committed,
+            elected: 0,
             timeout: (0, 0),
             stopped: None,
         };
@@ -160,9 +169,9 @@ impl<S: LogStore> Group<S> {
         Ok(group)
     }
 
-    /// Stands for election at once, if it may.
+    /// Stands for election at once, if it may: a replica without a vote may not.
     pub fn campaign(&mut self) {
-        if self.may_stand() {
+        if self.may_stand() && self.raw.raft.promotable() {
             self.contained("campaigning", |group| {
                 group.raw.campaign().map_err(|error| error.to_string())
             });
@@ -246,7 +255,12 @@ impl<S: LogStore> Group<S> {
         }
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self)));
         let why = match result {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => {
+                if self.raw.raft.state == StateRole::Leader {
+                    self.elected = self.raw.raft.term;
+                }
+                return;
+            }
             Ok(Err(why)) => why,
             Err(panic) => panic_text(&*panic),
         };

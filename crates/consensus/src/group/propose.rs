@@ -40,6 +40,10 @@ impl<S: LogStore> Group<S> {
         if self.is_handing_over() {
             return Err(Refused::HandingOver);
         }
+        // Elected since the last turn: its first entry comes before any other.
+        if self.raw.raft.raft_log.last_index() != self.log().last_index() {
+            return Err(Refused::NotLeader { leader: None });
+        }
         Ok(())
     }
 

@@ -90,7 +90,13 @@ impl<S: LogStore> Group<S> {
                 reply_of(message, &reply)?;
             }
             Body::Append(append) => self.append_of(message, append)?,
-            Body::AppendReply(reply) => append_reply_of(message, &reply, last)?,
+            Body::AppendReply(reply) => {
+                // One that was late finds a leader that lost its unsynced tail and leads no more: nobody counts it.
+                let leads = self.is_leader() && message.term == self.term();
+                let sent = if leads { last } else { NUMBER_MAX };
+                append_reply_of(message, &reply, sent)?;
+                message.commit = message.commit.min(last);
+            }
             Body::Beat { commit } => {
                 message.set_msg_type(MessageType::MsgHeartbeat);
                 // A leader names what this replica acknowledged. What is missing of that was lost here (INV-6).
@@ -198,12 +204,12 @@ fn reply_of(message: &mut Message, reply: &VoteReply) -> Result<(), Dropped> {
     Ok(())
 }
 
-fn append_reply_of(message: &mut Message, reply: &AppendReply, last: u64) -> Result<(), Dropped> {
+fn append_reply_of(message: &mut Message, reply: &AppendReply, sent: u64) -> Result<(), Dropped> {
     message.set_msg_type(MessageType::MsgAppendResponse);
     message.index = reply.index;
-    message.commit = reply.commit.min(last);
+    message.commit = reply.commit;
     match reply.refused {
-        None if reply.index > last => {
+        None if reply.index > sent => {
             return Err(Dropped::Malformed("more acknowledged than was sent"));
         }
         None => {}

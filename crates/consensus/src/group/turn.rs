@@ -131,7 +131,7 @@ impl<S: LogStore> Group<S> {
         }
         let failed = |error| format!("appending entry {index}: {error}");
         let Some(frame) = self.incoming.remove(&(index, term)) else {
-            if !self.is_leader() {
+            if term != self.elected {
                 return Err(format!("entry {index} came without its payload"));
             }
             let noop = bytes::Bytes::new();

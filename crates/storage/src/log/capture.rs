@@ -69,7 +69,9 @@ impl Log {
         let mut files = self.files.write();
         while files.len() > 1 {
             let (first, next) = (&files[0], &files[1].first);
-            let below = next.next_offset <= log_start && next.index < state.committed.index;
+            // Where nothing was trimmed nothing goes: entries without records lie at offset 0, too.
+            let trimmed = log_start > 0 && next.next_offset <= log_start;
+            let below = trimmed && next.index < state.committed.index;
             if !below || state.sealing.contains(&first.id) {
                 break;
             }
