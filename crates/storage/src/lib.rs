@@ -46,7 +46,7 @@ mod table;
 mod verify;
 
 pub use checkpoint::{Checkpoint, CheckpointSync};
-pub use cycles::{Cycle, DirectSync, Work};
+pub use cycles::{Cycle, DirectSync, Work, WriteBack};
 pub use error::{Error, Result};
 pub use file_header::FIRST_FRAME;
 pub use frame::{
