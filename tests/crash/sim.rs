@@ -16,7 +16,7 @@ use timberline_storage::bugs::Bug;
 use timberline_storage::disk::{Disk, FaultDisk, fault::Fault};
 use timberline_storage::{
     Checkpoint, CheckpointSync, Cycle, DirectSync, Error, JOURNAL_BYTES_MIN, Log, Opened,
-    RecoveryReport, ReplicaId, SealDue, Store, StoreOptions,
+    RecoveryReport, ReplicaId, SealDue, Store, StoreOptions, WriteBack,
 };
 use uuid::Uuid;
 
@@ -73,7 +73,7 @@ macro_rules! stats {
 }
 
 stats! {
-    steps, appends, sent, acked, reads, cycles, direct_syncs, early_syncs, checkpoints, seals, laps, ring_full,
+    steps, appends, sent, acked, reads, cycles, direct_syncs, write_backs, prewrites, checkpoints, seals, laps, ring_full,
     truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut,
     failed_writes, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
     tables_lost, files_deleted,
@@ -130,8 +130,10 @@ pub(crate) struct Sim {
     /// The cycle in flight, and whether it was run.
     cycle: Option<(Cycle, bool)>,
     directs: Vec<(DirectSync, bool)>,
-    /// Syncs ahead of a checkpoint: they may run whenever, or never.
-    early: Vec<CheckpointSync>,
+    /// Write-back ahead of a checkpoint: it may run whenever, or never.
+    write_backs: Vec<WriteBack>,
+    /// So may zeros ahead of the journal's head.
+    prewrite: bool,
     checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     seals: Vec<SealDue>,
     /// Removed when the checkpoint under way began.
@@ -202,7 +204,7 @@ impl Sim {
         let options = StoreOptions {
             journal_bytes: JOURNAL_BYTES_MIN,
             direct_sync_bytes: rng.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
-            early_sync_bytes: rng.pick(&[8 << 10, 64 << 10, 1 << 20]),
+            write_back_bytes: rng.pick(&[8 << 10, 64 << 10, 1 << 20]),
             checkpoint_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
             open_files_max: rng.pick(&[2, 8, 1_000]),
             directory_id: Some(Uuid::from_u128(1)),
@@ -219,7 +221,8 @@ impl Sim {
             replicas: BTreeMap::new(),
             cycle: None,
             directs: Vec::new(),
-            early: Vec::new(),
+            write_backs: Vec::new(),
+            prewrite: false,
             checkpoint: None,
             seals: Vec::new(),
             going: BTreeSet::new(),
@@ -317,7 +320,7 @@ impl Sim {
             12 => self.change_capacity(),
             13 => self.settle(),
             14 => self.close(),
-            15 => self.step_early(),
+            15 => self.step_ahead(),
             _ => self.check_all(false),
         }
     }
@@ -373,7 +376,8 @@ impl Sim {
         let closing = self.rng.chance(20);
         let work = self.store().begin_cycle(closing);
         self.stats.ring_full += u64::from(work.ring_full);
-        self.early.extend(work.early);
+        self.write_backs.extend(work.write_back);
+        self.prewrite |= work.prewrite;
         if work.cycle.is_none() && work.direct.is_empty() {
             return Ok(());
         }
@@ -445,20 +449,25 @@ impl Sim {
         Ok(())
     }
 
-    /// A sync ahead of a checkpoint.
-    fn step_early(&mut self) -> Check {
-        if self.early.is_empty() {
-            return Ok(());
+    /// What the store does ahead of need.
+    fn step_ahead(&mut self) -> Check {
+        if self.prewrite && self.rng.chance(50) {
+            self.prewrite = false;
+            return match self.store().prewrite() {
+                Ok(()) => {
+                    self.stats.prewrites += 1;
+                    Ok(())
+                }
+                Err(error) => self.judge("zeros ahead of the journal", error),
+            };
         }
-        let at = self.rng.below(self.early.len() as u64) as usize;
-        let sync = self.early.swap_remove(at);
-        match self.store().run_checkpoint_sync(&sync) {
-            Ok(()) => {
-                self.stats.early_syncs += 1;
-                Ok(())
-            }
-            Err(error) => self.judge("an early sync", error),
+        if !self.write_backs.is_empty() {
+            let at = self.rng.below(self.write_backs.len() as u64) as usize;
+            let piece = self.write_backs.swap_remove(at);
+            self.store().run_write_back(&piece);
+            self.stats.write_backs += 1;
         }
+        Ok(())
     }
 
     fn step_direct(&mut self) -> Check {
@@ -724,7 +733,8 @@ impl Sim {
         }
         self.cycle = None;
         self.directs.clear();
-        self.early.clear();
+        self.write_backs.clear();
+        self.prewrite = false;
         self.checkpoint = None;
         self.seals.clear();
         self.logs.clear();

@@ -47,7 +47,7 @@ pub struct Checkpoint {
     deletable: Vec<Arc<Segment>>,
 }
 
-/// One file that is synced for a checkpoint, in it or ahead of it.
+/// One file that is synced for a checkpoint.
 #[derive(Debug)]
 pub struct CheckpointSync {
     pub(crate) segment: Arc<Segment>,

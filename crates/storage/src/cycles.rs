@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::MutexGuard;
+
 use crate::bugs::Bug;
-use crate::checkpoint::CheckpointSync;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ReplicaId};
 use crate::journal::cycle::{CycleBuilder, REMOVE_RECORD};
@@ -42,6 +43,8 @@ pub(crate) struct Journal {
     pub(crate) direct_running: usize,
     /// Directly synced since the last checkpoint began, bytes.
     pub(crate) direct_bytes: u64,
+    /// Somebody was asked to write ahead of the head.
+    pub(crate) prewriting: bool,
     pub(crate) scratch: Vec<u8>,
     /// Cycles written, for statistics.
     pub(crate) cycles: u64,
@@ -68,6 +71,14 @@ pub struct DirectSync {
     upto: u64,
 }
 
+/// Journaled bytes of one file that may go to the device ahead of their checkpoint.
+#[derive(Debug)]
+pub struct WriteBack {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
 /// What the flusher has to do.
 #[derive(Debug, Default)]
 pub struct Work {
@@ -75,8 +86,10 @@ pub struct Work {
     pub cycle: Option<Cycle>,
     /// To be run and finished, by any threads.
     pub direct: Vec<DirectSync>,
-    /// To be run by any threads, or dropped: syncs that a checkpoint would otherwise do in one burst.
-    pub early: Vec<CheckpointSync>,
+    /// To be run by any threads, or dropped: what a checkpoint's syncs would otherwise write in one burst.
+    pub write_back: Vec<WriteBack>,
+    /// The journal's first lap is to be written ahead ([`Store::prewrite`]), by any thread, or never.
+    pub prewrite: bool,
     /// The ring is short: a checkpoint must run before the rest fits.
     pub ring_full: bool,
 }
@@ -117,9 +130,7 @@ impl Store {
         let mut shares = Vec::new();
         let named = self.fill(&mut builder, room, &mut shares, &mut work);
         for share in &mut shares {
-            let early = share.early.drain(..);
-            work.early
-                .extend(early.map(|(segment, upto)| CheckpointSync { segment, upto }));
+            work.write_back.append(&mut share.write_back);
             for (segment, upto) in share.direct.drain(..) {
                 journal.direct_running += 1;
                 work.direct.push(DirectSync {
@@ -147,6 +158,10 @@ impl Store {
         });
         journal.head += work.cycle.as_ref().map_or(0, |c| c.bytes.len() as u64);
         journal.in_flight = true;
+        if !journal.prewriting && journal.ring.is_prewrite_due(journal.head) {
+            journal.prewriting = true;
+            work.prewrite = true;
+        }
         work
     }
 
@@ -224,6 +239,26 @@ impl Store {
         Ok(())
     }
 
+    /// Writes zeros ahead of the head in the journal's first lap: a block that is new to the file makes a cycle's sync
+    /// several times as long. Piece by piece, for a cycle waits while one is written.
+    ///
+    /// # Errors
+    /// Any error poisons the directory.
+    pub fn prewrite(&self) -> Result<()> {
+        let shared = self.shared();
+        loop {
+            shared.check_poison()?;
+            let mut journal = self.inner.journal.lock();
+            // Cycles begun are below the head, written or not.
+            let head = journal.head;
+            if !shared.fatal(journal.ring.prewrite(head))? {
+                journal.prewriting = false;
+                return Ok(());
+            }
+            MutexGuard::unlock_fair(journal);
+        }
+    }
+
     /// Counts what a synced cycle holds. Returns the replicas whose durable index moved, and tells the listener.
     pub fn finish_cycle(&self, cycle: Cycle) -> Vec<(ReplicaId, u64)> {
         let mut updates = BTreeMap::new();
@@ -264,6 +299,13 @@ impl Store {
             return Ok(());
         }
         shared.fatal(sync_segment(shared, &direct.segment, SyncKind::Direct))
+    }
+
+    /// Starts the write-back of journaled bytes. A hint: nothing is durable by it, an error is the next sync's.
+    pub fn run_write_back(&self, piece: &WriteBack) {
+        if let Ok(handle) = piece.segment.handle(self.shared()) {
+            handle.file.start_write_back(piece.from, piece.to);
+        }
     }
 
     /// Hands the finished sync to the next cycle, which names it.

@@ -136,6 +136,10 @@ pub trait DiskFile: Send + Sync + Debug {
     /// the module's invariants.
     fn sync(&self) -> io::Result<()>;
 
+    /// A hint: starts to write `[from, to)` back to the device and does not wait for it. Proves nothing, reports
+    /// nothing; an error of the write-back is the next sync's.
+    fn start_write_back(&self, from: u64, to: u64);
+
     /// Current length in bytes.
     fn len(&self) -> io::Result<u64>;
 

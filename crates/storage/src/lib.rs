@@ -48,7 +48,7 @@ mod terms;
 mod verify;
 
 pub use checkpoint::{Checkpoint, CheckpointSync};
-pub use cycles::{Cycle, DirectSync, Work};
+pub use cycles::{Cycle, DirectSync, Work, WriteBack};
 pub use error::{Error, Result};
 pub use file_header::FIRST_FRAME;
 pub use frame::{

@@ -8,8 +8,8 @@ pub struct StoreOptions {
     /// A file with at least this many new bytes in a cycle is synced directly instead of being copied into the
     /// journal.
     pub direct_sync_bytes: u64,
-    /// A file is synced ahead of the checkpoint when this many journaled bytes of it wait for one.
-    pub early_sync_bytes: u64,
+    /// Write-back of a file starts ahead of the checkpoint when this many journaled bytes of it wait for one.
+    pub write_back_bytes: u64,
     /// A checkpoint is due after this many directly synced bytes (and after a quarter of the journal).
     pub checkpoint_bytes: u64,
     /// Segment files kept open, and so mapped, at most.
@@ -28,7 +28,7 @@ impl Default for StoreOptions {
         StoreOptions {
             journal_bytes: 128 << 20,
             direct_sync_bytes: 256 << 10,
-            early_sync_bytes: 256 << 10,
+            write_back_bytes: 256 << 10,
             checkpoint_bytes: 256 << 20,
             open_files_max: 8_000,
             sync_threads: 8,

@@ -199,6 +199,7 @@ fn assemble(
                 closed: true,
                 direct_running: 0,
                 direct_bytes: 0,
+                prewriting: false,
                 scratch: Vec::new(),
                 cycles: 0,
                 direct_syncs: 0,

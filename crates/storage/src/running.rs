@@ -1,5 +1,5 @@
-//! The threads of a data directory: one flusher, a few that sync, one that syncs journaled bytes ahead of the
-//! checkpoint in small pieces, one for upkeep (seals and checkpoints).
+//! The threads of a data directory: one flusher, a few that sync, one that works ahead in small pieces (of the
+//! checkpoint: write-back of journaled bytes; of the journal's head: its first lap), one for upkeep (seals and checkpoints).
 //!
 //! Idle is idle: all wait on condition variables; the only timer is the flusher's, which writes one closing mark a
 //! moment after the last cycle and then sleeps until there is work.
@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::checkpoint::CheckpointSync;
-use crate::cycles::DirectSync;
+use crate::cycles::{DirectSync, WriteBack};
 use crate::error::{Error, Result};
 use crate::shared::Listener;
 use crate::store::Store;
@@ -26,6 +26,14 @@ const SEAL_RETRY: Duration = Duration::from_secs(5);
 enum Sync {
     Direct(DirectSync),
     Checkpoint(CheckpointSync, Sender<Result<()>>),
+}
+
+/// Work ahead of need: none of it is waited for.
+enum Ahead {
+    /// Of a checkpoint.
+    WriteBack(WriteBack),
+    /// Of the journal's head.
+    Prewrite,
 }
 
 /// The running threads.
@@ -52,13 +60,13 @@ impl Store {
             })?);
         }
         let (store, pool) = (self.clone(), work.clone());
-        let (early, earlies) = channel();
+        let (ahead, aheads) = channel();
         threads.push(spawn("flusher".into(), move || {
-            run_flusher(&store, &pool, &early);
+            run_flusher(&store, &pool, &ahead);
         })?);
         let store = self.clone();
-        threads.push(spawn("writeback".into(), move || {
-            run_writeback(&store, &earlies);
+        threads.push(spawn("ahead".into(), move || {
+            run_ahead(&store, &aheads);
         })?);
         let store = self.clone();
         threads.push(spawn("upkeep".into(), move || run_upkeep(&store, &work))?);
@@ -77,7 +85,7 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandl
         .map_err(Error::io("starting a thread"))
 }
 
-fn run_flusher(store: &Store, pool: &Sender<Sync>, early: &Sender<CheckpointSync>) {
+fn run_flusher(store: &Store, pool: &Sender<Sync>, ahead: &Sender<Ahead>) {
     let shared = store.shared();
     let mut closing = false;
     let mut wait_for_ring = false;
@@ -111,8 +119,11 @@ fn run_flusher(store: &Store, pool: &Sender<Sync>, early: &Sender<CheckpointSync
             // The pool lives as long as this sender.
             let _ = pool.send(Sync::Direct(direct));
         }
-        for sync in work.early {
-            let _ = early.send(sync);
+        for piece in work.write_back {
+            let _ = ahead.send(Ahead::WriteBack(piece));
+        }
+        if work.prewrite {
+            let _ = ahead.send(Ahead::Prewrite);
         }
         if let Some(cycle) = work.cycle
             && store.run_cycle(&cycle).is_ok()
@@ -140,11 +151,16 @@ fn run_pool(store: &Store, queue: &Mutex<Receiver<Sync>>) {
     }
 }
 
-/// One small sync at a time: the journal's own must not wait behind more than that.
-fn run_writeback(store: &Store, early: &Receiver<CheckpointSync>) {
-    while let Ok(sync) = early.recv() {
-        // An error has poisoned the directory.
-        let _ = store.run_checkpoint_sync(&sync);
+/// One small piece at a time: the journal's own syncs must not wait behind more than that.
+fn run_ahead(store: &Store, work: &Receiver<Ahead>) {
+    while let Ok(next) = work.recv() {
+        match next {
+            Ahead::WriteBack(piece) => store.run_write_back(&piece),
+            Ahead::Prewrite => {
+                // An error has poisoned the directory.
+                let _ = store.prewrite();
+            }
+        }
     }
 }
 

@@ -20,6 +20,8 @@ use crate::place::Place;
 use crate::ranges::Ranges;
 use crate::shared::Shared;
 
+/// What is written back ahead of a sync are multiples of this, bytes: a page that still fills would go twice.
+const PAGE: u64 = 4096;
 /// First extent reserved for a new segment, in bytes.
 const EXTENT_MIN: u64 = 16 << 10;
 /// A map that became too short grows by this, bytes: each new map stays as long as slices of it live.
@@ -66,8 +68,8 @@ pub(crate) struct Segment {
     reserved: AtomicU64,
     /// A finished sync covers the bytes below.
     synced: AtomicU64,
-    /// A sync that was begun early will cover the bytes below.
-    early: AtomicU64,
+    /// Write-back of the bytes below was asked for.
+    written_back: AtomicU64,
     sealed: AtomicBool,
     /// A synced cycle or a table tells of the file: nothing is lost when the one before it is closed for good.
     announced: AtomicBool,
@@ -105,7 +107,7 @@ impl Segment {
             end: AtomicU64::new(end),
             reserved: AtomicU64::new(end),
             synced: AtomicU64::new(end),
-            early: AtomicU64::new(0),
+            written_back: AtomicU64::new(0),
             sealed: AtomicBool::new(sealed),
             announced: AtomicBool::new(true),
             deleted: AtomicBool::new(false),
@@ -236,16 +238,17 @@ impl Segment {
         self.synced.load(Ordering::Acquire) < self.end() && !self.is_missing()
     }
 
-    /// Whether enough journaled bytes wait for a checkpoint that a sync should begin now: in one burst they would
-    /// hold up the journal's own syncs. True once for each `after` bytes.
-    pub(crate) fn is_early_sync_due(&self, after: u64) -> bool {
-        let end = self.end();
-        let covered = self.early.load(Ordering::Relaxed).max(self.synced_pos());
-        let due = end.saturating_sub(covered) >= after;
-        if due {
-            self.early.store(end, Ordering::Relaxed);
-        }
-        due
+    /// Whole pages that wait for a checkpoint, once there are `after` bytes of them: in one burst they would hold up
+    /// the journal's own syncs. Each is given once.
+    pub(crate) fn take_write_back(&self, after: u64) -> Option<(u64, u64)> {
+        let to = self.end() / PAGE * PAGE;
+        let asked = self.written_back.load(Ordering::Relaxed);
+        let from = asked.max(self.synced_pos() / PAGE * PAGE);
+        let due = to.checked_sub(from).is_some_and(|bytes| bytes >= after);
+        due.then(|| {
+            self.written_back.store(to, Ordering::Relaxed);
+            (from, to)
+        })
     }
 
     pub(crate) fn synced_pos(&self) -> u64 {

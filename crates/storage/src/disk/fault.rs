@@ -364,6 +364,11 @@ impl DiskFile for FaultFile {
             .with(|world, ino| world.sync_file(ino, &self.path))
     }
 
+    /// Some sectors are written back, or none; which, nobody may build on.
+    fn start_write_back(&self, _from: u64, _to: u64) {
+        let _ = self.handle.with(|world, ino| world.hint_write_back(ino));
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.handle
             .with(|world, ino| Ok(world.tree.file(ino)?.len()))

@@ -1,4 +1,4 @@
-//! The memory map of a file: the one module of the workspace that holds `unsafe`.
+//! The memory map of a file, and the hint that no wrapper offers: the one module of the workspace that holds `unsafe`.
 //!
 //! A map is shared and read-only. Stores into it are impossible; the bytes change only by writes to the file, which
 //! [`MappedFile::bytes`] forbids its callers within a range they hold. Pages behind the end of the file may be
@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::slice;
 use std::sync::Arc;
 
@@ -30,6 +31,22 @@ impl Mapping {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "map exceeds memory"))?;
         let raw = MmapOptions::new().len(len).map_raw_read_only(file)?;
         Ok(Self { raw, len })
+    }
+}
+
+/// Starts the write-back of `[from, to)` without waiting, and without the commit of the file system's journal that
+/// a sync brings.
+pub(super) fn start_write_back(file: &File, from: u64, to: u64) {
+    let (Ok(from), Ok(len)) = (i64::try_from(from), i64::try_from(to.saturating_sub(from))) else {
+        return;
+    };
+    // A length of 0 would mean: to the end.
+    if len > 0 {
+        // SAFETY: the call takes no pointers, and the descriptor is open as long as `file` is borrowed. A refusal
+        // changes nothing. Without the WAIT flags it does not take the error of a write-back from the next sync.
+        let _ = unsafe {
+            libc::sync_file_range(file.as_raw_fd(), from, len, libc::SYNC_FILE_RANGE_WRITE)
+        };
     }
 }
 

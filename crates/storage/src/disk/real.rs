@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use super::mapping::Mapping;
+use super::mapping::{self, Mapping};
 use super::{DirEntry, DirLock, Disk, DiskFile, MappedFile, OpenMode};
 
 /// Buffers per `pwritev`: Linux's IOV_MAX.
@@ -252,6 +252,10 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn start_write_back(&self, from: u64, to: u64) {
+        mapping::start_write_back(&self.file, from, to);
     }
 
     fn len(&self) -> io::Result<u64> {

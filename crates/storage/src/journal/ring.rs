@@ -1,8 +1,9 @@
 //! The ring file that holds the journal's cycles: positions, wrapping, writing ahead of itself, scanning.
 //!
 //! Positions are absolute and only grow; the place in the file is the position modulo the ring's length. The first
-//! lap is reserved but not yet written; the ring writes zeros a little ahead of its head, so that a cycle's sync
-//! finds blocks that are there already.
+//! lap is reserved but not yet written; zeros are written a little ahead of its head, so that a cycle's sync finds
+//! blocks that are there already. That is for speed alone: a cycle that overtakes the zeros is as good, and nobody
+//! reads them.
 
 use std::sync::Arc;
 
@@ -10,10 +11,12 @@ use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::journal::cycle::{self, BLOCK, CycleHeader};
 
-/// Zeros are written at least this far ahead of the head in the first lap, bytes.
-const AHEAD_MIN: u64 = 1 << 20;
-/// And in pieces of this size.
-const AHEAD_STEP: usize = 4 << 20;
+/// Zeros are written this far ahead of the head in the first lap, bytes.
+const AHEAD: u64 = 4 << 20;
+/// They are due when this much of it is missing, bytes.
+const AHEAD_DUE: u64 = 256 << 10;
+/// And written in pieces of this size, bytes: a cycle waits for one at most.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Longest cycle, bytes: what recovery reads at once.
 pub(crate) const CYCLE_BYTES_MAX: u64 = 8 << 20;
 
@@ -67,15 +70,7 @@ impl Ring {
     /// Writes a padded cycle at an absolute position. Not synced.
     pub(crate) fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let end = at + bytes.len() as u64;
-        while self.prewritten < self.len.min(end + AHEAD_MIN) {
-            let from = self.prewritten.max(end).min(self.len);
-            let to = (from + AHEAD_STEP as u64).min(self.len);
-            if from < to {
-                let zeros = vec![0; (to - from) as usize];
-                self.put(from, &zeros)?;
-            }
-            self.prewritten = to;
-        }
+        self.prewritten = self.prewritten.max(end.min(self.len));
         let at = at % self.len;
         let room = (self.len - at) as usize;
         if bytes.len() <= room {
@@ -83,6 +78,25 @@ impl Ring {
         }
         self.put(at, &bytes[..room])?;
         self.put(0, &bytes[room..])
+    }
+
+    /// Whether zeros should be written ahead of this head.
+    pub(crate) fn is_prewrite_due(&self, head: u64) -> bool {
+        self.prewritten < self.len.min(head + AHEAD - AHEAD_DUE)
+    }
+
+    /// Writes one piece of zeros ahead of `head`, behind which no cycle was begun. Not synced. False when there is
+    /// nothing left to do.
+    pub(crate) fn prewrite(&mut self, head: u64) -> Result<bool> {
+        let from = self.prewritten.max(head);
+        let end = self.len.min(head + AHEAD);
+        if from >= end {
+            return Ok(false);
+        }
+        let piece = &ZEROS[..ZEROS.len().min((end - from) as usize)];
+        self.put(from, piece)?;
+        self.prewritten = from + piece.len() as u64;
+        Ok(true)
     }
 
     fn put(&self, at: u64, bytes: &[u8]) -> Result<()> {
@@ -217,4 +231,73 @@ pub(crate) fn unreadable_is_empty(error: std::io::Error) -> std::io::Result<usiz
 fn is_unreadable(error: &std::io::Error) -> bool {
     const EIO: i32 = 5;
     error.raw_os_error() == Some(EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::{Disk, FaultDisk, OpenMode};
+
+    fn ring(len: u64, head: u64) -> Ring {
+        let disk = FaultDisk::new(1);
+        let file = disk
+            .open(Path::new("journal"), OpenMode::CreateNew)
+            .unwrap();
+        file.reserve(0, len).unwrap();
+        Ring::new(file, len, head)
+    }
+
+    fn byte(ring: &Ring, at: u64) -> u8 {
+        let mut byte = [0];
+        ring.file.read_at(at, &mut byte).unwrap();
+        byte[0]
+    }
+
+    #[test]
+    fn zeros_stay_ahead_of_the_head_and_off_its_cycles() {
+        let mut ring = ring(16 << 20, 0);
+        let cycle = vec![7; 2 * BLOCK as usize];
+        let (mut head, mut pieces) = (0, 0);
+        while head < 2 * ring.len() {
+            let at = head;
+            head += cycle.len() as u64;
+            // Begun and not yet written: the place is taken.
+            if ring.is_prewrite_due(head) {
+                while ring.prewrite(head).unwrap() {
+                    pieces += 1;
+                }
+                assert!(!ring.is_prewrite_due(head));
+            }
+            ring.write(at, &cycle).unwrap();
+            assert_eq!(byte(&ring, at % ring.len()), 7);
+            assert!(head >= ring.len() || ring.prewritten >= head);
+        }
+        // Each place once, and none in the second lap.
+        assert!(pieces <= (ring.len() / ZEROS.len() as u64) + 64);
+        assert!(
+            (0..ring.len())
+                .step_by(BLOCK as usize)
+                .all(|at| byte(&ring, at) == 7)
+        );
+    }
+
+    #[test]
+    fn a_cycle_may_overtake_the_zeros() {
+        let mut ring = ring(16 << 20, 0);
+        assert!(ring.prewrite(0).unwrap());
+        let cycle = vec![7; 1 << 20];
+        ring.write(0, &cycle).unwrap();
+        while ring.prewrite(1 << 20).unwrap() {}
+        assert_eq!((byte(&ring, 0), byte(&ring, (1 << 20) - 1)), (7, 7));
+        assert_eq!(ring.prewritten, (1 << 20) + AHEAD);
+    }
+
+    #[test]
+    fn a_later_lap_is_never_prewritten() {
+        let mut ring = ring(1 << 20, 3 << 20);
+        assert!(!ring.is_prewrite_due(3 << 20));
+        assert!(!ring.prewrite(3 << 20).unwrap());
+    }
 }

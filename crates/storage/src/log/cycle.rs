@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Log, Mark, MarkKind, State};
 use crate::bugs::Bug;
+use crate::cycles::WriteBack;
 use crate::ids::FileId;
 use crate::journal::cycle::{CycleBuilder, FRAME_OVERHEAD, SMALL_RECORDS};
 use crate::segment::Segment;
@@ -24,8 +25,8 @@ pub(crate) struct CycleShare {
     pub(crate) frames: bool,
     /// Direct syncs to start.
     pub(crate) direct: Vec<(Arc<Segment>, u64)>,
-    /// Files to sync ahead of the checkpoint, so that it finds little to do.
-    pub(crate) early: Vec<(Arc<Segment>, u64)>,
+    /// Bytes to write back ahead of the checkpoint, so that it finds little to do.
+    pub(crate) write_back: Vec<WriteBack>,
     /// Something stayed behind for a later cycle.
     pub(crate) more: bool,
 }
@@ -62,7 +63,7 @@ impl Log {
             new_files: Vec::new(),
             frames: false,
             direct: Vec::new(),
-            early: Vec::new(),
+            write_back: Vec::new(),
             more: false,
         };
         if state.removed {
@@ -139,8 +140,11 @@ impl Log {
                     );
                 }
                 share.frames = true;
-                if segment.is_early_sync_due(self.shared.options.early_sync_bytes) {
-                    share.early.push((segment.clone(), upto));
+                if let Some((from, to)) =
+                    segment.take_write_back(self.shared.options.write_back_bytes)
+                {
+                    let segment = segment.clone();
+                    share.write_back.push(WriteBack { segment, from, to });
                 }
                 MarkKind::Cycle
             } else {

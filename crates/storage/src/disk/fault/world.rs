@@ -15,6 +15,8 @@ use super::tree::{Directory, Ino, Node, Tree};
 
 /// Size of a disk without a limit: large, and safe to add to.
 const UNLIMITED: u64 = 1 << 50;
+/// Most sectors that a hint writes back, less one.
+const HINTED_SECTORS_MAX: u64 = 16;
 /// Planned faults that have not happened yet.
 const MAX_PLANNED: usize = 4096;
 
@@ -173,6 +175,18 @@ impl World {
             };
             file.write_back_random(&mut self.rng);
         }
+    }
+
+    /// A few random sectors of one file, or none.
+    pub(super) fn hint_write_back(&mut self, ino: Ino) -> io::Result<()> {
+        for _ in 0..self.rng.below(HINTED_SECTORS_MAX) {
+            let file = self.tree.file_mut(ino)?;
+            if file.dirty_sectors() == 0 {
+                break;
+            }
+            file.write_back_random(&mut self.rng);
+        }
+        Ok(())
     }
 
     pub(super) fn alive(&self) -> io::Result<()> {

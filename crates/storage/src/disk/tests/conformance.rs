@@ -305,6 +305,23 @@ fn locks_exclude() {
 }
 
 #[test]
+fn a_hint_changes_nothing() {
+    on_both(|disk, dir| {
+        let path = dir.join("f");
+        let file = create(disk, &path);
+        file.start_write_back(0, 4096);
+        let bytes = pattern(9000, 7);
+        file.write_at(0, &[&bytes]).unwrap();
+        for (from, to) in [(0, 9000), (4096, 8192), (5, 5), (8, 4), (0, u64::MAX)] {
+            file.start_write_back(from, to);
+        }
+        assert_eq!(file.len().unwrap(), 9000);
+        assert_eq!(read(&*file, 0, 9000), bytes);
+        file.sync().unwrap();
+    });
+}
+
+#[test]
 fn maps_reach_beyond_the_end_and_outlive_the_file() {
     on_both(|disk, dir| {
         let path = dir.join("f");
