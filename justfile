@@ -45,6 +45,10 @@ bench NAME *ARGS:
 crash SEEDS="2000":
     CRASH_SEEDS={{SEEDS}} cargo test --release --locked -p timberline-tests --test crash -- --nocapture
 
+# Brokers, disks and network under one seed, by number of seeds, on both cores.
+sim SEEDS="2000":
+    SIM_SEEDS={{SEEDS}} cargo test --release --locked -p timberline-tests --test sim -- --nocapture seeds
+
 # Rewrites the golden fixtures of the on-disk format: only together with docs/storage-format.md.
 fixtures:
     UPDATE_FIXTURES=1 cargo test -p timberline-storage --test format

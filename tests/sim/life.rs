@@ -10,7 +10,7 @@ use timberline_storage::{EntryKind, Error, HardState, Log, Opened, ReplicaId, St
 use crate::broker::{DIR, Replica, Running};
 use crate::checker::{Check, Recovered, Terms, ensure};
 use crate::shard::read_frames;
-use crate::world::{Event, World};
+use crate::world::{Event, Planted, World};
 
 /// Crashes during one recovery, at most.
 const RECOVERY_CRASHES_MAX: u64 = 3;
@@ -120,7 +120,11 @@ impl World {
             return Err(format!("b{broker}: n{node} has no log"));
         };
         log.set_config(self.profile.log_config(group));
-        let opened = match Group::open(options, log.clone()) {
+        let opened = match self.settings.planted {
+            Some(Planted::Consensus(bug)) => Group::open_planted(options, log.clone(), bug),
+            _ => Group::open(options, log.clone()),
+        };
+        let opened = match opened {
             Ok(opened) => opened,
             Err(_) if failing.disk.crashed() || failing.write_failed() => return Ok(()),
             Err(error) => return Err(format!("b{broker}: opening n{node}: {error}")),

@@ -23,7 +23,9 @@ mod life;
 mod liveness;
 mod members;
 mod network;
+mod planted;
 mod profile;
+mod regressions;
 mod shard;
 mod stats;
 mod world;
@@ -57,9 +59,10 @@ fn run_all(from: u64, count: u64) -> (Stats, Vec<(u64, String)>) {
                         return;
                     }
                     let outcome = world::run(seed, &Settings::default());
+                    let hollow = outcome.stats.hollow();
                     let mut sums = sums.lock().unwrap();
                     sums.0.add(&outcome.stats);
-                    if let Some(why) = outcome.failure {
+                    if let Some(why) = outcome.failure.or(hollow) {
                         eprintln!("seed {seed}: {why:.600}");
                         sums.1.push((seed, why));
                     }

@@ -62,10 +62,6 @@ impl Network {
     pub(crate) fn heal(&mut self) {
         self.blocked.clear();
     }
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.blocked.is_empty()
-    }
 }
 
 /// For traces.

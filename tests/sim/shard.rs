@@ -12,7 +12,7 @@ use crate::broker::{Pending, Waiter};
 use crate::checker::{Check, Seen, Terms, ensure};
 use crate::network::line;
 use crate::stats::Stats;
-use crate::world::{Event, World};
+use crate::world::{Event, Planted, World};
 
 /// Bytes in one answer of the log.
 const READ_BYTES: usize = 64 << 10;
@@ -239,7 +239,7 @@ impl World {
             },
         })?;
         for envelope in &out.messages {
-            self.checker.sent(of, envelope, &terms)?;
+            self.checker.sent(of, replica.opening, envelope, &terms)?;
         }
         for (to, cold) in out.cold {
             self.stats.cold_reads += 1;
@@ -302,12 +302,15 @@ impl World {
                 return Ok(());
             };
             let leads = replica.group.is_leader();
-            if leads && index > log.commit_index() {
+            let by_index = self.settings.planted == Some(Planted::AnswerByIndex);
+            if (leads || by_index) && index > log.commit_index() {
                 return Ok(());
             }
             let holds = log.term_at(index);
             replica.pending.pop_front();
-            if !leads || term.is_some() && holds.is_some() && holds != term {
+            if by_index {
+                self.checker.acked(of, index, None, &told)?;
+            } else if !leads || term.is_some() && holds.is_some() && holds != term {
                 crate::clients::unanswered(&mut self.groups[of], waiter);
                 continue;
             }

@@ -34,6 +34,28 @@ stats! {
     tails_cut, recoveries, recovered_entries, cold_reads, liveness_ticks,
 }
 
+impl Stats {
+    /// What a history lacks that every one must have.
+    pub(crate) fn hollow(&self) -> Option<String> {
+        let faults = [
+            self.crashes,
+            self.lost,
+            self.partitions,
+            self.one_way_partitions,
+            self.slow_disks,
+            self.full_disks,
+            self.pauses,
+        ];
+        let enough = self.operations >= crate::world::OPERATIONS
+            && self.acks >= 100
+            && self.reads >= 100
+            && self.elections >= 3
+            && self.checkpoints > 0
+            && faults.iter().any(|&n| n > 0);
+        (!enough).then(|| format!("a hollow history: {self:?}"))
+    }
+}
+
 /// What happened, as a digest and, where wanted, in words.
 #[derive(Debug)]
 pub(crate) struct Trace {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use harness::rng::Rng;
+use timberline_consensus::bugs::Bug as ConsensusBug;
 use timberline_consensus::{Envelope, Membership, NodeId};
 use timberline_storage::bugs::Bug as StorageBug;
 use timberline_storage::disk::FaultDisk;
@@ -28,6 +29,11 @@ const EVENTS_MAX: u64 = 3_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planted {
     Storage(StorageBug),
+    Consensus(ConsensusBug),
+    /// A leader answers by index, whatever term stands there and whoever leads.
+    AnswerByIndex,
+    /// A batch is proposed without a look at its sequence.
+    NoSequences,
 }
 
 /// What a run is to do.

@@ -22,8 +22,9 @@ use std::collections::{BTreeMap, VecDeque};
 use raft::{RawNode, StateRole};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use timberline_storage::{ColdRead, EntryKind};
+use timberline_storage::{ColdRead, EntryKind, HardState};
 
+use crate::bugs::Bug;
 use crate::error::OpenError;
 use crate::log_store::{Frames, LogStore};
 use crate::membership::{ConfigEntry, Membership};
@@ -83,8 +84,8 @@ pub struct Group<S: LogStore> {
     revision: u64,
     /// Bounded by what is under way to the disk.
     stages: VecDeque<Stage>,
-    /// Beats' answers that wait for the hard state alone.
-    beat_replies: Vec<(u64, raft::eraftpb::Message)>,
+    /// What waits for the hard state alone: beats' answers, and what a sole voter says before its term is durable.
+    term_waits: Vec<(u64, raft::eraftpb::Message)>,
     /// Frames of messages that were stepped since the last turn, by index and term.
     incoming: BTreeMap<(u64, u64), Frame>,
     /// Term and vote set last, and the version of that.
@@ -97,6 +98,8 @@ pub struct Group<S: LogStore> {
     /// The election timeout that was set, in ticks, and for which leader.
     timeout: (usize, NodeId),
     stopped: Option<String>,
+    #[cfg(feature = "planted-bugs")]
+    bug: Option<Bug>,
 }
 
 impl<S: LogStore> Group<S> {
@@ -106,8 +109,23 @@ impl<S: LogStore> Group<S> {
     /// # Errors
     /// [`OpenError`].
     pub fn open(options: GroupOptions, log: S) -> Result<Group<S>, OpenError> {
+        Group::open_with(options, log, None)
+    }
+
+    /// [`Group::open`], with a deliberate mistake.
+    ///
+    /// # Errors
+    /// As that.
+    #[cfg(feature = "planted-bugs")]
+    pub fn open_planted(options: GroupOptions, log: S, bug: Bug) -> Result<Group<S>, OpenError> {
+        Group::open_with(options, log, Some(bug))
+    }
+
+    fn open_with(options: GroupOptions, log: S, bug: Option<Bug>) -> Result<Group<S>, OpenError> {
         let mut configs = unapplied_configs(&log, log.commit_index())?;
-        if let Some(&proven) = configs.keys().rev().nth(1) {
+        let proven = configs.keys().rev().nth(1).copied();
+        let proven = proven.filter(|_| bug != Some(Bug::ForgetProvenMembership));
+        if let Some(proven) = proven {
             // A leader proposes a change of the members only after it has applied the one before: that is committed,
             // whatever a lost commit index says. A replica two changes behind could win where no majority is one.
             log.commit_to(proven);
@@ -136,9 +154,13 @@ impl<S: LogStore> Group<S> {
             batch_append: true,
             ..raft::Config::default()
         };
-        let hard = log.hard_state();
+        let hard = match bug {
+            Some(Bug::ForgetHardState) => HardState::default(),
+            _ => log.hard_state(),
+        };
         let storage = RaftStorage {
             initial: conf_state(&membership),
+            hard,
             configs,
             last_index: log.last_index(),
             log,
@@ -153,7 +175,7 @@ impl<S: LogStore> Group<S> {
             membership,
             revision,
             stages: VecDeque::new(),
-            beat_replies: Vec::new(),
+            term_waits: Vec::new(),
             incoming: BTreeMap::new(),
             hard: (hard.term, hard.vote),
             hard_version: 0,
@@ -161,6 +183,8 @@ impl<S: LogStore> Group<S> {
             elected: 0,
             timeout: (0, 0),
             stopped: None,
+            #[cfg(feature = "planted-bugs")]
+            bug,
         };
         group.retime();
         if group.is_sole_voter() {
@@ -248,6 +272,17 @@ impl<S: LogStore> Group<S> {
         self.raw.raft.r.raft_log.store.log
     }
 
+    /// Whether this mistake is planted.
+    fn has_bug(&self, bug: Bug) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        return self.bug == Some(bug);
+        #[cfg(not(feature = "planted-bugs"))]
+        {
+            let _ = bug;
+            false
+        }
+    }
+
     /// Runs what may panic inside the library, or fail: either stops the group.
     fn contained(&mut self, what: &str, work: impl FnOnce(&mut Self) -> Result<(), String>) {
         if self.stopped.is_some() {
@@ -256,7 +291,8 @@ impl<S: LogStore> Group<S> {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self)));
         let why = match result {
             Ok(Ok(())) => {
-                if self.raw.raft.state == StateRole::Leader {
+                let noted = !self.has_bug(Bug::ForgetElection) || what == "working";
+                if self.raw.raft.state == StateRole::Leader && noted {
                     self.elected = self.raw.raft.term;
                 }
                 return;
@@ -276,7 +312,7 @@ impl<S: LogStore> Group<S> {
     /// Takes no part any more.
     pub fn stop(&mut self, why: String) {
         self.stages.clear();
-        self.beat_replies.clear();
+        self.term_waits.clear();
         self.incoming.clear();
         self.stopped.get_or_insert(why);
     }

@@ -12,6 +12,7 @@
 //! panic inside it stops one group.
 #![forbid(unsafe_code)]
 
+pub mod bugs;
 mod error;
 mod group;
 mod log_store;

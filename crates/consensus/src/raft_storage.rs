@@ -23,6 +23,8 @@ pub(crate) struct RaftStorage<S> {
     pub(crate) last_index: u64,
     /// As of the commit index at the start.
     pub(crate) initial: ConfState,
+    /// As found at the start.
+    pub(crate) hard: timberline_storage::HardState,
 }
 
 /// The library's form of a membership.
@@ -50,7 +52,7 @@ impl<S: LogStore> RaftStorage<S> {
 
 impl<S: LogStore> Storage for RaftStorage<S> {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let found = self.log.hard_state();
+        let found = self.hard;
         let mut hard = HardState::default();
         hard.term = found.term;
         hard.vote = found.vote;

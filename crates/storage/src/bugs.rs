@@ -41,10 +41,16 @@ pub enum Bug {
     KeepTerms,
     /// A hard state counts as durable when a cycle takes it, not when that is synced.
     VoteEarly,
+    /// What a follower appends says nothing of its producer.
+    ForgetFollowersProducers,
+    /// The sync of an entry that was cut counts for the one in its place.
+    CountCutSyncs,
+    /// Files of entries without records go although nothing was trimmed.
+    DropUntrimmed,
 }
 
 impl Bug {
-    /// All of them.
+    /// All that show with one store; [`Bug::DropUntrimmed`] takes one replica that asks another.
     pub const ALL: &[Bug] = &[
         Bug::SkipJournalSync,
         Bug::SkipDirectSync,
@@ -64,6 +70,8 @@ impl Bug {
         Bug::ForgetMembership,
         Bug::KeepTerms,
         Bug::VoteEarly,
+        Bug::ForgetFollowersProducers,
+        Bug::CountCutSyncs,
     ];
 }
 

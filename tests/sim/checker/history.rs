@@ -31,8 +31,6 @@ pub(crate) struct History {
     stamps: BTreeMap<Stamp, u64>,
     /// Log starts, by the index that set them.
     starts: BTreeMap<u64, i64>,
-    /// Highest index whose commit was told to a client.
-    told: u64,
     /// Acknowledged batches: index and offset.
     acked: BTreeMap<u64, i64>,
     /// Highest committed index by the term in which that was said.
@@ -239,7 +237,6 @@ impl History {
                 && crc.is_none_or(|c| header.payload_crc == c),
             "acknowledged {stamp:?} as entry {index} of term {term:?} at offset {offset}, there is {entry:?} (INV-1)"
         );
-        self.told = self.told.max(index);
         if header.kind == EntryKind::Data {
             self.acked.insert(index, offset);
         }
@@ -323,16 +320,6 @@ impl History {
             );
         }
         Ok(())
-    }
-
-    /// Acknowledged batches, and the highest entry told to a client.
-    pub(crate) fn acknowledged(&self) -> (usize, u64) {
-        (self.acked.len(), self.told)
-    }
-
-    /// Whether the batch is committed.
-    pub(crate) fn has(&self, stamp: Stamp) -> bool {
-        self.stamps.contains_key(&stamp)
     }
 }
 

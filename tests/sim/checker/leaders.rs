@@ -1,4 +1,4 @@
-//! Who led when.
+//! Who led when: a leader is one that speaks as such, or has committed something in its term.
 
 use std::collections::BTreeMap;
 

@@ -114,8 +114,10 @@ impl Checker {
         self.promises(node).truncated(&seen.terms);
         let history = self.histories.entry(seen.group).or_default();
         if seen.leads {
-            self.leaders.leads(seen.group, seen.term, node, seen.life)?;
             history.led(seen)?;
+        }
+        if seen.caught_up {
+            self.leaders.leads(seen.group, seen.term, node, seen.life)?;
         }
         let known = history.committed();
         history.commits(node, seen.term, seen.news)?;
@@ -153,9 +155,18 @@ impl Checker {
     }
 
     /// A message leaves.
-    pub(crate) fn sent(&mut self, group: usize, envelope: &Envelope, terms: &Terms<'_>) -> Check {
-        let promises = self.promises(envelope.from);
+    pub(crate) fn sent(
+        &mut self,
+        group: usize,
+        life: u64,
+        envelope: &Envelope,
+        terms: &Terms<'_>,
+    ) -> Check {
         let term = envelope.term;
+        if let Body::Append(_) | Body::Beat { .. } | Body::TimeoutNow = &envelope.body {
+            self.leaders.leads(group, term, envelope.from, life)?;
+        }
+        let promises = self.promises(envelope.from);
         match &envelope.body {
             Body::PreVote(_) | Body::PreVoteReply(_) => return Ok(()),
             Body::Vote(_) => promises.votes(term, envelope.from)?,

@@ -4,6 +4,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::step::is_transfer;
 use super::{Group, MESSAGE_BYTES_MAX, Output};
+use crate::bugs::Bug;
 use crate::log_store::{Frames, LogStore};
 use crate::message::{Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, VoteReply};
 
@@ -12,7 +13,10 @@ impl<S: LogStore> Group<S> {
         let body = match message.get_msg_type() {
             MessageType::MsgAppend => return self.post_append(&message, out),
             MessageType::MsgAppendResponse => Body::AppendReply(AppendReply {
-                index: message.index,
+                index: match self.has_bug(Bug::AcceptAll) && !message.reject {
+                    true => self.log().durability().index,
+                    false => message.index,
+                },
                 refused: message.reject.then_some(Mismatch {
                     hint: message.reject_hint,
                     hint_term: message.log_term,

@@ -4,6 +4,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use timberline_storage::EntryKind;
 
 use super::Group;
+use crate::bugs::Bug;
 use crate::log_store::LogStore;
 use crate::membership::ConfigEntry;
 use crate::message::{Append, AppendReply, Body, Candidacy, Envelope, VoteReply};
@@ -59,6 +60,7 @@ impl<S: LogStore> Group<S> {
         message.to = to;
         message.term = term;
         self.fill(&mut message, body)?;
+        self.mistake(&mut message);
         self.contained("stepping", |group| {
             match group.raw.step(message) {
                 Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
@@ -68,6 +70,58 @@ impl<S: LogStore> Group<S> {
             Ok(())
         });
         Ok(())
+    }
+
+    /// What planted mistakes make of a message before the library sees it.
+    fn mistake(&mut self, message: &mut Message) {
+        let raft = &self.raw.raft;
+        let (last, own, term) = (raft.raft_log.last_index(), raft.id, raft.term);
+        match message.get_msg_type() {
+            MessageType::MsgRequestVote if self.has_bug(Bug::VoteTwice) => {
+                if message.term == term && raft.vote != own {
+                    self.raw.raft.vote = 0;
+                    self.raw.raft.leader_id = 0;
+                }
+            }
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+                if self.has_bug(Bug::VoteForShorter) =>
+            {
+                (message.index, message.log_term) = (last, message.term);
+            }
+            MessageType::MsgAppend if self.has_bug(Bug::CutByOldAppend) => self.cut_by(message),
+            MessageType::MsgTimeoutNow if self.has_bug(Bug::CrownSuccessor) => {
+                if message.term == term && raft.promotable() {
+                    self.contained("taking over", |group| {
+                        group.raw.raft.become_candidate();
+                        group.raw.raft.become_leader();
+                        Ok(())
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The log ends where an old message ends.
+    fn cut_by(&mut self, message: &Message) {
+        let log = &self.raw.raft.raft_log;
+        let entries = message.get_entries();
+        let known = entries.iter().all(|e| log.match_term(e.index, e.term));
+        let end = message.index + entries.len() as u64;
+        let settled = log.last_index() == self.log().last_index();
+        let cuts = message.term == self.term() && known && settled && !self.is_leader();
+        if cuts && !entries.is_empty() && message.index >= log.committed && end < log.last_index() {
+            let entries = entries.to_vec();
+            self.contained("cutting", |group| {
+                let cut = group.log().truncate_after(end);
+                cut.map_err(|error| error.to_string())?;
+                group.cut(end);
+                group.raw.raft.mut_store().last_index = end;
+                group.raw.raft.raft_log.persisted = group.raw.raft.raft_log.persisted.min(end);
+                group.raw.raft.raft_log.append(&entries);
+                Ok(())
+            });
+        }
     }
 
     fn fill(&mut self, message: &mut Message, body: Body) -> Result<(), Dropped> {

@@ -5,6 +5,7 @@ use timberline_storage::{EntryKind, HardState};
 
 use super::propose::conf_change;
 use super::{Group, Output, Stage};
+use crate::bugs::Bug;
 use crate::log_store::LogStore;
 use crate::membership::ConfigEntry;
 use crate::raft_storage::conf_state;
@@ -22,6 +23,10 @@ impl<S: LogStore> Group<S> {
                 }
                 group.work(now_ms, out)?;
             }
+            if group.is_leader() && group.has_bug(Bug::CommitOldTerm) {
+                let majority = group.raw.raft.mut_prs().maximal_committed_index().0;
+                group.raw.raft.raft_log.commit_to(majority);
+            }
             group.note_commit();
             group.incoming.clear();
             group.retime();
@@ -32,14 +37,15 @@ impl<S: LogStore> Group<S> {
 
     /// Lets go what is durable.
     fn settle(&mut self, out: &mut Output) {
-        if self.stages.is_empty() && self.beat_replies.is_empty() {
+        if self.stages.is_empty() && self.term_waits.is_empty() {
             return;
         }
         let durable = self.log().durability();
         let mut number = 0;
         let mut free = Vec::new();
         while let Some(stage) = self.stages.front() {
-            let written = stage.last_index.is_none_or(|last| last <= durable.index);
+            let written = stage.last_index.is_none_or(|last| last <= durable.index)
+                || self.is_leader() && self.has_bug(Bug::CountUnsynced);
             if !written || stage.hard_version > durable.hard_version {
                 break;
             }
@@ -55,12 +61,12 @@ impl<S: LogStore> Group<S> {
         for message in free {
             self.post(message, out);
         }
-        if !self.beat_replies.is_empty() {
-            for (version, reply) in std::mem::take(&mut self.beat_replies) {
+        if !self.term_waits.is_empty() {
+            for (version, reply) in std::mem::take(&mut self.term_waits) {
                 if version <= durable.hard_version {
                     self.post(reply, out);
                 } else {
-                    self.beat_replies.push((version, reply));
+                    self.term_waits.push((version, reply));
                 }
             }
         }
@@ -93,10 +99,13 @@ impl<S: LogStore> Group<S> {
         let committed = ready.take_committed_entries();
         self.raw.advance_append_async(ready);
         let mut waiting = Vec::new();
+        let term_is_durable = self.has_bug(Bug::SpeakEarly)
+            || self.log().durability().hard_version >= self.hard_version;
         for message in messages {
-            match promise(&message) {
+            match self.promise(&message) {
                 Promise::Nothing => self.post(message, out),
-                Promise::Term => self.beat_replies.push((self.hard_version, message)),
+                Promise::Term if term_is_durable => self.post(message, out),
+                Promise::Term => self.term_waits.push((self.hard_version, message)),
                 Promise::All => waiting.push(message),
             }
         }
@@ -148,9 +157,24 @@ impl<S: LogStore> Group<S> {
         Ok(())
     }
 
+    /// [`promise`], or a mistake.
+    fn promise(&self, message: &Message) -> Promise {
+        match message.get_msg_type() {
+            MessageType::MsgAppendResponse if self.has_bug(Bug::AcceptEarly) => Promise::Nothing,
+            MessageType::MsgRequestVoteResponse if self.has_bug(Bug::VoteEarly) => Promise::Nothing,
+            _ => promise(message),
+        }
+    }
+
     /// Entries behind `index` are gone: nobody waits for them, nobody is told of them.
-    fn cut(&mut self, index: u64) {
+    pub(super) fn cut(&mut self, index: u64) {
         self.raw.raft.mut_store().configs.split_off(&(index + 1));
+        if self.has_bug(Bug::TellCut) {
+            for stage in &mut self.stages {
+                stage.last_index = stage.last_index.map(|last| last.min(index));
+            }
+            return;
+        }
         for stage in &mut self.stages {
             stage.last_index = stage.last_index.map(|last| last.min(index));
             stage.messages.retain(|message| {
@@ -178,6 +202,13 @@ impl<S: LogStore> Group<S> {
         } else {
             self.raw.apply_conf_change(&conf_change(&entry.changes))
         };
+        if self.has_bug(Bug::IgnoreOutgoing) {
+            if entry.result.is_joint() {
+                let _ = self.raw.apply_conf_change(&conf_change(&[]));
+            }
+            self.membership = entry.result;
+            return Ok(());
+        }
         let state = applied.map_err(|error| format!("membership at {index}: {error}"))?;
         if sorted(&state) != sorted(&conf_state(&entry.result)) {
             return Err(format!(
@@ -205,7 +236,10 @@ impl<S: LogStore> Group<S> {
     /// The high watermark follows the commit index, which may be ahead of this replica's own sync. Only once the log
     /// has what the library has: before, other entries may stand there.
     fn note_commit(&mut self) {
-        let committed = self.raw.raft.raft_log.committed;
+        let mut committed = self.raw.raft.raft_log.committed;
+        if self.has_bug(Bug::CommitAll) {
+            committed = self.raw.raft.raft_log.last_index();
+        }
         if committed > self.committed {
             self.log().commit_to(committed);
             self.committed = committed;
@@ -225,13 +259,13 @@ enum Promise {
 
 fn promise(message: &Message) -> Promise {
     match message.get_msg_type() {
-        MessageType::MsgRequestPreVote
-        | MessageType::MsgRequestPreVoteResponse
-        | MessageType::MsgAppend
+        MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse => Promise::Nothing,
+        // A leader that was voted for by others is in a durable term; a sole voter elects itself before.
+        MessageType::MsgAppend
         | MessageType::MsgHeartbeat
         | MessageType::MsgTimeoutNow
-        | MessageType::MsgSnapshot => Promise::Nothing,
-        MessageType::MsgHeartbeatResponse => Promise::Term,
+        | MessageType::MsgSnapshot
+        | MessageType::MsgHeartbeatResponse => Promise::Term,
         MessageType::MsgAppendResponse if message.reject => Promise::Term,
         _ => Promise::All,
     }

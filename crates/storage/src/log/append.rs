@@ -218,7 +218,11 @@ impl Log {
             state.tail.chain,
             max_timestamp(header, payload),
         );
-        let effects = Effects::of(header, payload);
+        let mut effects = Effects::of(header, payload);
+        if parts.head_len == FRAME_HEADER_LEN && self.shared.has_bug(Bug::ForgetFollowersProducers)
+        {
+            effects.producer = None;
+        }
         let place = Place {
             file: segment.id,
             pos: pos + len,

@@ -57,8 +57,10 @@ impl Log {
         }
         // A late sync of what was cut must not count for what comes in its place.
         state.durable = state.durable.min(index);
-        for mark in &mut state.marks {
-            mark.last_index = mark.last_index.min(index);
+        if !self.shared.has_bug(Bug::CountCutSyncs) {
+            for mark in &mut state.marks {
+                mark.last_index = mark.last_index.min(index);
+            }
         }
         state.producers = state.producers_committed.clone();
         for entry in &state.entries {

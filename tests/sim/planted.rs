@@ -1,0 +1,74 @@
+//! Deliberate mistakes in consensus, in the store, and in what a broker makes of both: a net that misses one proves
+//! nothing.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use timberline_consensus::bugs::Bug as ConsensusBug;
+use timberline_storage::bugs::Bug as StorageBug;
+
+use crate::world::{self, Planted, Settings};
+
+/// Histories within which a mistake must be found.
+const SEEDS: u64 = 300;
+/// Those of the store that show in a cluster without damage at rest; `tests/crash` finds all of them.
+const OF_STORAGE: &[StorageBug] = &[
+    StorageBug::SkipJournalSync,
+    StorageBug::SkipDirectSync,
+    StorageBug::StaleLap,
+    StorageBug::ForgetIdle,
+    StorageBug::CountUnsynced,
+    StorageBug::FreeEarly,
+    StorageBug::NoHeaderRecord,
+    StorageBug::SkipClosed,
+    StorageBug::TrustCache,
+    StorageBug::ForgetProducers,
+    StorageBug::CommitBeyondEnd,
+    StorageBug::ForgetMembership,
+    StorageBug::KeepTerms,
+    StorageBug::VoteEarly,
+    StorageBug::ForgetFollowersProducers,
+    StorageBug::CountCutSyncs,
+    StorageBug::DropUntrimmed,
+];
+
+/// The first seed that finds it, and how it shows.
+fn find(planted: Planted) -> Option<(u64, String)> {
+    let settings = Settings {
+        planted: Some(planted),
+        ..Settings::default()
+    };
+    let from = std::env::var("SIM_FROM").ok().and_then(|n| n.parse().ok());
+    let from = from.unwrap_or(0);
+    let finds = |seed| Some((seed, world::run(seed, &settings).failure?));
+    (from..from + SEEDS).find_map(finds)
+}
+
+#[test]
+fn planted_mistakes_are_found() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let consensus = ConsensusBug::ALL.iter().copied().map(Planted::Consensus);
+    let storage = OF_STORAGE.iter().copied().map(Planted::Storage);
+    let broker = [Planted::AnswerByIndex, Planted::NoSequences];
+    let all: Vec<Planted> = consensus.chain(storage).chain(broker).collect();
+    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..crate::THREADS {
+            scope.spawn(|| {
+                while let Some(&planted) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match find(planted) {
+                        Some((seed, how)) => eprintln!("  {planted:?}: seed {seed}: {how:.160}"),
+                        None => {
+                            eprintln!("  {planted:?}: missed");
+                            missed.lock().unwrap().push(planted);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let _ = std::panic::take_hook();
+    let missed = missed.into_inner().unwrap();
+    assert!(all.len() >= 30, "fewer than thirty mistakes are planted");
+    assert!(missed.is_empty(), "not found in {SEEDS} seeds: {missed:?}");
+}

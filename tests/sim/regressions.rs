@@ -1,0 +1,44 @@
+//! Seeds that found something, named after what it was. They may meet other things as the simulator grows; each cause
+//! of consensus and storage also is a planted mistake, or has a script of its own.
+
+use crate::world::{self, Settings};
+
+fn holds(seed: u64) {
+    let outcome = world::run(seed, &Settings::default());
+    assert_eq!(outcome.failure, None, "seed {seed}");
+}
+
+#[test]
+fn an_entry_proposed_before_the_new_leaders_first_one() {
+    holds(0);
+}
+
+#[test]
+fn a_learner_that_is_told_to_stand() {
+    holds(3);
+}
+
+#[test]
+fn files_without_records_that_nobody_trimmed() {
+    holds(13);
+}
+
+#[test]
+fn a_late_acceptance_finds_a_leader_that_lost_its_tail() {
+    holds(8);
+}
+
+#[test]
+fn a_lost_commit_index_brings_back_an_old_membership() {
+    holds(47);
+}
+
+#[test]
+fn a_leader_deposed_before_its_first_entry_is_written() {
+    holds(249);
+}
+
+#[test]
+fn a_sole_voter_speaks_before_its_term_is_synced() {
+    holds(313);
+}
