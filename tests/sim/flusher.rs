@@ -46,8 +46,8 @@ impl World {
         }
         let work = running.store.begin_cycle(closing);
         let ring_full = work.ring_full;
-        // Syncs ahead of a checkpoint may be dropped: half of them are.
-        let early = work.early;
+        // Hints ahead of a checkpoint may be dropped: half of them are.
+        let (write_back, prewrite) = (work.write_back, work.prewrite);
         let first = running.directs.keys().next_back().map_or(0, |id| id + 1);
         let ids: Vec<u64> = (first..).take(work.direct.len()).collect();
         running.directs.extend(
@@ -57,14 +57,20 @@ impl World {
         );
         let has_cycle = work.cycle.is_some();
         running.cycle = work.cycle.map(|cycle| (cycle, false));
-        for sync in early {
-            if self.rng.chance(50) {
-                let at = &self.brokers[broker];
-                let Some(running) = &at.running else { break };
-                if let Err(error) = running.store.run_checkpoint_sync(&sync) {
-                    ensure!(at.may_fail(&error), "b{broker}: an early sync: {error}");
-                    return self.look(broker);
-                }
+        for piece in write_back {
+            if self.rng.chance(50)
+                && let Some(running) = &self.brokers[broker].running
+            {
+                running.store.run_write_back(&piece);
+            }
+        }
+        if prewrite && self.rng.chance(50) {
+            let at = &self.brokers[broker];
+            if let Some(running) = &at.running
+                && let Err(error) = running.store.prewrite()
+            {
+                ensure!(at.may_fail(&error), "b{broker}: writing ahead: {error}");
+                return self.look(broker);
             }
         }
         for id in ids {

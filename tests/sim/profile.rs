@@ -92,7 +92,7 @@ impl Profile {
             store: StoreOptions {
                 journal_bytes: JOURNAL_BYTES_MIN,
                 direct_sync_bytes: rng.pick(&[4 << 10, 16 << 10, 64 << 10, 1 << 20]),
-                early_sync_bytes: rng.pick(&[8 << 10, 64 << 10, 1 << 20]),
+                write_back_bytes: rng.pick(&[8 << 10, 64 << 10, 1 << 20]),
                 checkpoint_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
                 open_files_max: rng.pick(&[4, 1_000]),
                 ..StoreOptions::default()
