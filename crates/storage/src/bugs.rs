@@ -41,6 +41,12 @@ pub enum Bug {
     KeepTerms,
     /// A hard state counts as durable when a cycle takes it, not when that is synced.
     VoteEarly,
+    /// A snapshot is made live without a sync of its files.
+    InstallUnsynced,
+    /// A staged file is told of in the journal like any new one.
+    StagedLive,
+    /// After an install the files that it replaced still count in recovery.
+    KeepReplaced,
 }
 
 impl Bug {
@@ -64,6 +70,9 @@ impl Bug {
         Bug::ForgetMembership,
         Bug::KeepTerms,
         Bug::VoteEarly,
+        Bug::InstallUnsynced,
+        Bug::StagedLive,
+        Bug::KeepReplaced,
     ];
 }
 
