@@ -23,6 +23,8 @@ impl<S: LogStore> Group<S> {
                 group.work(now_ms, out)?;
             }
             group.note_commit();
+            let wanted = group.raw.raft.raft_log.store.boundary_wanted.take();
+            out.close_after = out.close_after.max(wanted);
             group.incoming.clear();
             group.retime();
             Ok(())
@@ -36,7 +38,7 @@ impl<S: LogStore> Group<S> {
             return;
         }
         let durable = self.log().durability();
-        let mut number = 0;
+        let (mut number, mut applied) = (0, None);
         let mut free = Vec::new();
         while let Some(stage) = self.stages.front() {
             let written = stage.last_index.is_none_or(|last| last <= durable.index);
@@ -44,6 +46,7 @@ impl<S: LogStore> Group<S> {
                 break;
             }
             number = stage.number;
+            applied = stage.snapshot.or(applied);
             if let Some(stage) = self.stages.pop_front() {
                 free.extend(stage.messages);
             }
@@ -51,6 +54,9 @@ impl<S: LogStore> Group<S> {
         // The library first: a vote may be answered before this function ends.
         if number > 0 {
             self.raw.on_persist_ready(number);
+        }
+        if let Some(index) = applied {
+            self.raw.advance_apply_to(index);
         }
         for message in free {
             self.post(message, out);
@@ -82,7 +88,8 @@ impl<S: LogStore> Group<S> {
             self.hard_version = self.log().set_hard_state(hard);
         }
         let entries = ready.take_entries();
-        let last_index = entries.last().map(|entry| entry.index);
+        let installed = Some(ready.snapshot().get_metadata().index).filter(|&index| index > 0);
+        let last_index = entries.last().map(|entry| entry.index).or(installed);
         for entry in &entries {
             self.write(entry, now_ms)?;
         }
@@ -103,6 +110,7 @@ impl<S: LogStore> Group<S> {
         self.stages.push_back(Stage {
             number,
             last_index,
+            snapshot: installed,
             hard_version: self.hard_version,
             messages: waiting,
         });
@@ -149,7 +157,7 @@ impl<S: LogStore> Group<S> {
     }
 
     /// Entries behind `index` are gone: nobody waits for them, nobody is told of them.
-    fn cut(&mut self, index: u64) {
+    pub(super) fn cut(&mut self, index: u64) {
         self.raw.raft.mut_store().configs.split_off(&(index + 1));
         for stage in &mut self.stages {
             stage.last_index = stage.last_index.map(|last| last.min(index));
