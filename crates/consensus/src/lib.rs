@@ -11,6 +11,10 @@
 //! **Architecture invariant:** the only crate that names `raft`. What peers send is checked before it sees it, and a
 //! panic inside it stops one group.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::field_reassign_with_default,
+    reason = "the library's messages are generated: a few fields are set, the rest is none of ours"
+)]
 
 pub mod bugs;
 mod error;
@@ -22,8 +26,11 @@ mod raft_storage;
 mod timing;
 
 pub use error::{Malformed, OpenError, Refused};
-pub use group::{Dropped, FRAMES_MAX, Group, GroupOptions, Output, PeerView, Role, View};
-pub use log_store::{Frames, LogStore, Proposal};
+pub use group::{
+    Dropped, FRAMES_MAX, Group, GroupOptions, NotInstalled, Output, PeerView, Role, SnapshotOffer,
+    View,
+};
+pub use log_store::{Frames, LogStore, Proposal, Staged};
 pub use membership::{Change, ConfigEntry, MEMBERS_MAX, Member, Membership};
 pub use message::{
     Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, NodeId, SnapshotMark,
