@@ -324,7 +324,8 @@ impl Basis {
             cluster_id: String::new(),
             seeds: config.cluster.seeds.0.clone(),
         };
-        let node = Node::new(identity, data, Arc::clone(&cluster));
+        let rate = config.cluster.transfer_rate.0;
+        let node = Node::new(identity, data, Arc::clone(&cluster), rate);
         let runtime = tokio::runtime::Handle::current();
         let shards =
             Shards::start(count, metrics, &cluster, &runtime).map_err(|error| Error::System {

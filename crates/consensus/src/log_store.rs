@@ -114,6 +114,8 @@ pub trait LogStore: Send {
     /// # Errors
     /// Those of the log.
     fn frames(&self, from: u64, to: u64, max_bytes: usize) -> Result<Frames, Error>;
+    /// Bytes of sealed segments that begin at this index or behind it. From memory.
+    fn sealed_bytes_from(&self, index: u64) -> u64;
     /// The newest end of sealed segments: a snapshot can be made of all up to there. From memory.
     fn boundary(&self) -> Option<SnapshotMark>;
     /// The snapshot is the log from here on: commit and last index are its end. It is durable when
@@ -216,6 +218,10 @@ impl LogStore for Arc<Log> {
             ),
             FramesOutcome::Cold(cold) => Frames::Cold(cold),
         })
+    }
+
+    fn sealed_bytes_from(&self, index: u64) -> u64 {
+        Log::sealed_bytes_from(self, index)
     }
 
     fn boundary(&self) -> Option<SnapshotMark> {

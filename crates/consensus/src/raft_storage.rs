@@ -14,6 +14,8 @@ use crate::log_store::LogStore;
 use crate::membership::{ConfigEntry, Member, Membership};
 use crate::message::SnapshotMark;
 
+/// A follower that lacks more sealed bytes than this gets them as segments, not as entries.
+const SHIPPED_FROM_BYTES: u64 = 64 << 20;
 /// Stubs in one answer for a send: bounds the entries of one message.
 const ENTRIES_PER_MESSAGE: u64 = 256;
 
@@ -72,6 +74,9 @@ impl<S: LogStore> Storage for RaftStorage<S> {
         context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         if low < self.log.first_index() {
+            return Err(StorageError::Compacted.into());
+        }
+        if context.can_async() && self.log.sealed_bytes_from(low) > SHIPPED_FROM_BYTES {
             return Err(StorageError::Compacted.into());
         }
         // Only sends may be answered in part; everything else wants all, and stubs are small.

@@ -74,6 +74,9 @@ struct State {
 impl State {
     async fn round(&mut self, core: &Arc<Core>, node: &Arc<Node>, seeds: &[String]) {
         self.relink(core, node, seeds).await;
+        for (replica, node) in node.sends.sweep() {
+            core.shards.submit(replica, Work::SendEnded { replica, node });
+        }
         reassign_led(core).await;
         if !core.metadata.is_controller() {
             self.missing_since.clear();

@@ -13,6 +13,7 @@ use timberline_storage::{Log, ReplicaId, chain_seed};
 use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use super::transfer::Sends;
 use super::{Cluster, METADATA};
 use crate::core::Core;
 use crate::grpc::{self, Services};
@@ -57,6 +58,8 @@ pub(crate) struct Node {
     found: RwLock<Option<Found>>,
     /// The metadata log. What it has may be committed although this broker does not know it yet.
     metadata: OnceLock<Arc<Log>>,
+    /// Snapshots on their way to others.
+    pub(crate) sends: Sends,
     /// Brokers that founded with us or let us in, as they said who they are; it counts until the metadata has them.
     trusted: RwLock<BTreeMap<i32, pb::PeerIdentity>>,
 }
@@ -74,6 +77,7 @@ impl Node {
         identity: pb::PeerIdentity,
         directory: Uuid,
         cluster: Arc<Cluster>,
+        transfer_rate: u64,
     ) -> Arc<Node> {
         Arc::new(Node {
             identity,
@@ -83,6 +87,7 @@ impl Node {
             core: OnceLock::new(),
             found: RwLock::default(),
             metadata: OnceLock::new(),
+            sends: Sends::new(transfer_rate),
             trusted: RwLock::default(),
         })
     }
@@ -399,5 +404,22 @@ impl PeerHandler for Node {
             revision: *core.metadata.revisions().borrow(),
             peers: peers.collect(),
         })
+    }
+
+    async fn snapshot(
+        &self,
+        request: pb::SnapshotRequest,
+    ) -> Result<pb::SnapshotResponse, ApiError> {
+        let core = self.core()?;
+        let log = match request.group == metadata_tag() {
+            true => self.metadata.get().cloned(),
+            false => core.store.log(ReplicaId(request.from)),
+        };
+        let spec = |log: &Arc<Log>| chain_seed(log.spec().topic, log.spec().partition);
+        let log = log.filter(|log| spec(log) == request.group);
+        let log = log.ok_or_else(|| {
+            ApiError::new(Reason::NotLeader, "the replica is not here any more")
+        })?;
+        self.sends.answer(log, request).await
     }
 }

@@ -45,4 +45,10 @@ pub(crate) trait PeerHandler: Send + Sync + 'static {
 
     /// Registers a broker.
     async fn join(&self, request: pb::JoinRequest) -> Result<pb::JoinResponse, ApiError>;
+
+    /// Sealed segments of a log that is led here.
+    async fn snapshot(
+        &self,
+        request: pb::SnapshotRequest,
+    ) -> Result<pb::SnapshotResponse, ApiError>;
 }

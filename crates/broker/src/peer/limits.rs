@@ -79,3 +79,5 @@ pub(super) const SOUND_AFTER: Duration = Duration::from_secs(1);
 pub(super) const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an answer to `Join` may take: it waits for a commit.
 pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a piece of a segment may take, the sender's throttle included.
+pub(super) const SEGMENT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -48,7 +48,7 @@ use uuid::Uuid;
 use crate::listen::Listener;
 
 use connection::{Connection, Use, unreachable};
-use limits::{CALL_BYTES_MAX, JOIN_TIMEOUT, SHARDS_MAX, STATUS_TIMEOUT};
+use limits::{CALL_BYTES_MAX, JOIN_TIMEOUT, SEGMENT_TIMEOUT, SHARDS_MAX, STATUS_TIMEOUT};
 use link::Link;
 use stats::Counters;
 
@@ -88,6 +88,29 @@ pub(crate) struct PeerState {
     pub(crate) bulk: bool,
     /// Why not, as far as is known.
     pub(crate) last_error: Option<ApiError>,
+}
+
+/// A way to pull segments from one broker.
+pub(crate) struct Segments {
+    address: String,
+    connection: Connection,
+}
+
+impl Segments {
+    /// One call.
+    ///
+    /// # Errors
+    /// `PEER_UNREACHABLE`, `TIMEOUT`, or what the other side says.
+    pub(crate) async fn ask(
+        &self,
+        request: pb::SnapshotRequest,
+    ) -> Result<pb::SnapshotResponse, ApiError> {
+        let ready = Some(self.connection.clone());
+        call(&self.address, SEGMENT_TIMEOUT, ready, async |mut client| {
+            client.snapshot(request).await
+        })
+        .await
+    }
 }
 
 /// All other brokers. A cheap handle.
@@ -287,6 +310,27 @@ impl Peers {
             client.forward(request).await
         })
         .await
+    }
+
+    /// A connection of its own to a known broker, for segments: neither messages nor entries wait behind them.
+    ///
+    /// # Errors
+    /// `UNKNOWN_BROKER`, `PEER_UNREACHABLE`.
+    pub(crate) async fn segments(&self, broker: i32) -> Result<Segments, ApiError> {
+        let link = self.shared.links.load().get(&broker).cloned();
+        let link = link.ok_or_else(|| {
+            ApiError::new(
+                Reason::UnknownBroker,
+                format!("broker {broker} is not known here"),
+            )
+        })?;
+        let connection = Connection::open(&link.address, Use::Bulk)
+            .await
+            .map_err(|failure| failure.error)?;
+        Ok(Segments {
+            address: link.address.clone(),
+            connection,
+        })
     }
 
     /// How it stands with a broker. `None`: not known.

@@ -230,4 +230,11 @@ impl PeerCallService for Service {
     ) -> Result<Response<pb::JoinResponse>, Status> {
         answer(self.handler.join(request.into_inner()).await)
     }
+
+    async fn snapshot(
+        &self,
+        request: Request<pb::SnapshotRequest>,
+    ) -> Result<Response<pb::SnapshotResponse>, Status> {
+        answer(self.handler.snapshot(request.into_inner()).await)
+    }
 }

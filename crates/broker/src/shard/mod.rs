@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use timberline_consensus::{Change, Envelope, Group, NodeId, View};
 use timberline_proto::error::ApiError;
-use timberline_storage::{Listener, Log, ReplicaId, SyncKind};
+use timberline_storage::{Install, Listener, Log, ReplicaId, SyncKind};
 use tokio::sync::oneshot;
 
 use crate::ack::{Outcome, Ticket};
@@ -78,6 +78,15 @@ pub(crate) enum Work {
     },
     /// A read that a follower's entries wait for is done.
     ColdDone { replica: ReplicaId, node: NodeId },
+    /// A snapshot was pulled, or was not.
+    Staged {
+        replica: ReplicaId,
+        from: NodeId,
+        term: u64,
+        staged: Option<Box<Install>>,
+    },
+    /// A follower gave up pulling a snapshot.
+    SendEnded { replica: ReplicaId, node: NodeId },
     /// Hand over to the replica on `to`, or to whichever is best.
     Transfer {
         replica: ReplicaId,

@@ -241,7 +241,7 @@ impl Shard {
             } => {
                 if let Some(writer) = self.writers.get_mut(&replica) {
                     for envelope in envelopes {
-                        writer.step(from, envelope);
+                        writer.step(from, envelope, &self.outside);
                     }
                 }
                 self.keep_ticking(replica);
@@ -261,6 +261,23 @@ impl Shard {
             Work::ColdDone { replica, node } => {
                 if let Some(writer) = self.writers.get_mut(&replica) {
                     writer.cold_done(node);
+                }
+                replica
+            }
+            Work::Staged {
+                replica,
+                from,
+                term,
+                staged,
+            } => {
+                if let Some(writer) = self.writers.get_mut(&replica) {
+                    writer.staged(from, term, staged);
+                }
+                replica
+            }
+            Work::SendEnded { replica, node } => {
+                if let Some(writer) = self.writers.get_mut(&replica) {
+                    writer.send_ended(node, false);
                 }
                 replica
             }

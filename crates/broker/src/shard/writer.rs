@@ -5,12 +5,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use timberline_consensus::{Change, Envelope, NodeId, Proposal, Refused, View};
+use timberline_consensus::{
+    Body, Change, Envelope, NodeId, Output, PeerView, Proposal, Refused, SnapshotMark, View,
+};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
-use timberline_storage::{Appended, Log, SequenceCheck};
+use timberline_storage::{Appended, Install, Log, SequenceCheck};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -18,10 +21,13 @@ use super::run::{Outside, Sends};
 use super::{LogGroup, OnCommit};
 use crate::ack::{Acked, Outcome, Ticket, Wakes};
 use crate::cluster::Cluster;
+use crate::cluster::transfer::Pull;
 use crate::errors;
 use crate::metrics::Metrics;
 use crate::partition::{Lead, Partition};
 
+/// How long a follower has for a snapshot before it is offered again. One that still pulls does not heed it.
+const OFFERED_FOR: Duration = Duration::from_secs(15);
 /// Senders remembered beside the membership: leaders that a new replica does not know as members yet.
 const SENDERS_MAX: usize = 16;
 
@@ -40,6 +46,10 @@ pub(super) struct Writer {
     pending: VecDeque<Pending>,
     /// A log-start entry is under way; another would only repeat it.
     trimming_to: Option<i64>,
+    /// A snapshot is being pulled.
+    pulling: bool,
+    /// Followers that were offered a snapshot, and when: one that does not come for it is offered it again.
+    offered: Vec<(NodeId, Instant)>,
 }
 
 struct Pending {
@@ -82,6 +92,8 @@ impl Writer {
             on_commit,
             pending: VecDeque::new(),
             trimming_to: None,
+            pulling: false,
+            offered: Vec::new(),
         }
     }
 
@@ -278,6 +290,7 @@ impl Writer {
         wakes: &mut Wakes,
     ) {
         let rose = self.group.turn(now_ms, &mut sends.output);
+        self.offer(&mut sends.output);
         self.post(sends);
         let lead = self.current_lead();
         if lead != self.lead {
@@ -352,7 +365,7 @@ impl Writer {
     }
 
     /// Takes a message of another broker in, if it may speak for the replica that it names.
-    pub(super) fn step(&mut self, from: i32, envelope: Envelope) {
+    pub(super) fn step(&mut self, from: i32, envelope: Envelope, outside: &Outside) {
         let node = envelope.from;
         match self.group.membership().broker_of(node) {
             Some(broker) if broker != from => {
@@ -368,8 +381,76 @@ impl Writer {
                 self.senders.push((node, from));
             }
         }
+        if let Body::Snapshot(mark) = &envelope.body {
+            let mark = mark.clone();
+            return self.pull(from, node, envelope.term, mark, outside);
+        }
         if let Err(why) = self.group.step(envelope) {
             tracing::debug!(replica = %self.partition.replica, node, %why, "a message is dropped");
+        }
+    }
+
+    /// What followers lack of the log's tail goes to them as sealed segments: they are told, and come for it.
+    fn offer(&mut self, output: &mut Output) {
+        if let Some(index) = output.close_after.take()
+            && let Err(error) = self.log().close_active(index)
+        {
+            tracing::debug!(replica = %self.partition.replica, %error, "closing the active segment for a snapshot");
+        }
+        for offer in output.snapshots.drain(..) {
+            tracing::info!(replica = %self.partition.replica, to = offer.to, index = offer.mark.index, "a snapshot is offered");
+            self.offered.retain(|(node, _)| *node != offer.to);
+            self.offered.push((offer.to, Instant::now()));
+            output.messages.push(Envelope {
+                group: self.group.tag(),
+                from: self.group.node(),
+                to: offer.to,
+                term: offer.term,
+                body: Body::Snapshot(offer.mark),
+            });
+        }
+    }
+
+    /// A leader offers a snapshot. One at a time; an offer that is not taken up comes again.
+    fn pull(
+        &mut self,
+        broker: i32,
+        from: NodeId,
+        term: u64,
+        mark: SnapshotMark,
+        outside: &Outside,
+    ) {
+        let known = term >= self.group.term() && mark.index > self.group.commit_index();
+        if !known || std::mem::replace(&mut self.pulling, true) {
+            return;
+        }
+        let pull = Pull {
+            cluster: Arc::clone(&outside.cluster),
+            log: Arc::clone(self.log()),
+            broker,
+            from,
+            term,
+            node: self.group.node(),
+            tag: self.group.tag(),
+            mark,
+        };
+        outside.runtime.spawn(pull.run());
+    }
+
+    /// A pull has ended.
+    pub(super) fn staged(&mut self, from: NodeId, term: u64, staged: Option<Box<Install>>) {
+        self.pulling = false;
+        let Some(staged) = staged else { return };
+        if let Err(why) = self.group.install(from, term, *staged) {
+            tracing::warn!(replica = %self.partition.replica, %why, "a snapshot was pulled in vain");
+        }
+    }
+
+    /// Sending a snapshot to a follower has ended.
+    pub(super) fn send_ended(&mut self, node: NodeId, ok: bool) {
+        self.offered.retain(|(other, _)| *other != node);
+        if self.group.is_leader() {
+            self.group.snapshot_sent(node, ok);
         }
     }
 
@@ -456,6 +537,17 @@ impl Writer {
     pub(super) fn look_who_is_in_sync(&mut self, cluster: &Cluster, sends: &mut Sends) {
         if !self.group.is_leader() {
             return;
+        }
+        // Offers that nobody came for: the message may be lost, or the follower has pulled it in vain.
+        let late = |(_, at): &&(NodeId, Instant)| at.elapsed() > OFFERED_FOR;
+        if let Some((node, _)) = self.offered.iter().find(late).copied() {
+            let peers = self.group.peers();
+            let waits = |peer: &&PeerView| peer.node == node && peer.in_snapshot;
+            if peers.iter().any(|peer| waits(&peer)) {
+                self.send_ended(node, false);
+            } else {
+                self.offered.retain(|(other, _)| *other != node);
+            }
         }
         let committed = self.group.commit_index();
         let node = self.group.node();

@@ -275,6 +275,10 @@ impl LogStore for MemLog {
         Ok(Frames::Ready(frames.cloned().collect()))
     }
 
+    fn sealed_bytes_from(&self, _: u64) -> u64 {
+        0
+    }
+
     fn boundary(&self) -> Option<SnapshotMark> {
         self.disk().boundary.clone()
     }

@@ -218,6 +218,13 @@ impl PeerHandler for Recorder {
             ..Default::default()
         })
     }
+
+    async fn snapshot(
+        &self,
+        _request: pb::SnapshotRequest,
+    ) -> Result<pb::SnapshotResponse, ApiError> {
+        Ok(pb::SnapshotResponse::default())
+    }
 }
 
 /// Told when the listener's task has ended.
