@@ -5,6 +5,7 @@
 //! cargo test -p timberline-tests --test sim                                      some hundred histories
 //! SIM_SEEDS=10000 cargo test --release -p timberline-tests --test sim -- --nocapture seeds
 //! SIM_SEED=17 cargo test -p timberline-tests --test sim -- --nocapture seeds     one seed, its trace printed
+//! SIM_BUG=TellCut cargo test --release … -- --nocapture planted                 one planted mistake, however rare
 //! ```
 //!
 //! A history has two phases: *safety*, at least 2,000 client operations under faults without end, then *liveness*:
