@@ -47,7 +47,7 @@ impl Stats {
             self.pauses,
         ];
         let enough = self.operations >= crate::world::OPERATIONS
-            && self.acks >= 50
+            && self.acks >= crate::world::ACKS
             && self.reads >= 50
             && self.elections >= 3
             && self.checkpoints > 0
