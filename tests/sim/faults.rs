@@ -16,7 +16,14 @@ impl World {
         }
         let pause = self.rng.within(1, self.profile.fault_ms * 2);
         self.after(pause, Event::Fault);
-        let broker = self.rng.below(self.brokers.len() as u64) as usize;
+        let mut broker = self.rng.below(self.brokers.len() as u64) as usize;
+        let group = self.rng.below(self.groups.len() as u64) as usize;
+        if self.rng.chance(50)
+            && let Some((leaders, _)) = self.leader(group)
+        {
+            // It hurts more where somebody leads.
+            broker = leaders;
+        }
         let faults = self.profile.faults;
         match self.rng.weighted(&faults) {
             0 => self.crash(broker, Some(End::Kill)),

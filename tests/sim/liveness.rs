@@ -91,7 +91,8 @@ impl World {
                     let up = side.iter().filter(|m| is_up(m.broker)).count();
                     side.is_empty() || up > side.len() / 2
                 });
-            if !quorum {
+            // Who does not know yet that the last change is committed needs the members before it.
+            if !quorum || without.is_some() && !self.know_members(group) {
                 continue;
             }
             if let Some(why) = self.unrest_of(group, without) {
@@ -99,6 +100,16 @@ impl World {
             }
         }
         None
+    }
+
+    fn know_members(&self, group: usize) -> bool {
+        let (index, members) = &self.groups[group].members;
+        let commit = |node: NodeId, broker: i32| {
+            let running = self.brokers[broker as usize].running.as_ref()?;
+            Some(running.replicas.get(&node)?.group.log().commit_index())
+        };
+        let mut members = members.members().into_iter();
+        members.all(|m| commit(m.node, m.broker).is_none_or(|c| c >= *index))
     }
 
     fn unrest_of(&self, group: usize, without: Option<usize>) -> Option<String> {
@@ -167,6 +178,9 @@ impl World {
 
     /// Everything acknowledged is there, and the same everywhere.
     fn check_rest(&mut self) -> Check {
+        for running in self.brokers.iter().filter_map(|b| b.running.as_ref()) {
+            self.stats.checkpoints += running.store.stats().checkpoints;
+        }
         for group in 0..self.groups.len() {
             for member in self.groups[group].members.1.members() {
                 let Some(running) = &self.brokers[member.broker as usize].running else {

@@ -5,6 +5,7 @@
 //! cargo test -p timberline-tests --test sim                                      some hundred histories
 //! SIM_SEEDS=10000 cargo test --release -p timberline-tests --test sim -- --nocapture seeds
 //! SIM_SEED=17 cargo test -p timberline-tests --test sim -- --nocapture seeds     one seed, its trace printed
+//! SIM_BUG=TellCut cargo test --release … -- --nocapture planted                 one planted mistake, however rare
 //! ```
 //!
 //! A history has two phases: *safety*, at least 2,000 client operations under faults without end, then *liveness*:
@@ -60,7 +61,9 @@ fn run_all(from: u64, count: u64) -> (Stats, Vec<(u64, String)>) {
                     }
                     let outcome = world::run(seed, &Settings::default());
                     let hollow = outcome.stats.hollow();
-                    let mut sums = sums.lock().unwrap();
+                    let mut sums = sums
+                        .lock()
+                        .expect("no thread panics while it holds the sums");
                     sums.0.add(&outcome.stats);
                     if let Some(why) = outcome.failure.or(hollow) {
                         eprintln!("seed {seed}: {why:.600}");
@@ -70,7 +73,7 @@ fn run_all(from: u64, count: u64) -> (Stats, Vec<(u64, String)>) {
             });
         }
     });
-    sums.into_inner().unwrap()
+    sums.into_inner().expect("no thread panicked")
 }
 
 fn run_one(seed: u64) {

@@ -198,6 +198,7 @@ impl World {
             Err(_) if at.disk.crashed() || failures(&at.disk) > at.failures_before => return Ok(()),
             Err(error) => return Err(format!("b{broker} n{node}: committed entries: {error}")),
         };
+        let fresh = replica.shown == 0;
         replica.shown = replica.shown.max(committed);
         self.stats.commits += news.len() as u64;
         let of = replica.of;
@@ -224,6 +225,7 @@ impl World {
             group: of,
             node,
             life: replica.opening,
+            fresh,
             leads,
             caught_up: replica.group.is_caught_up(),
             term,

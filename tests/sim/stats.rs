@@ -47,8 +47,8 @@ impl Stats {
             self.pauses,
         ];
         let enough = self.operations >= crate::world::OPERATIONS
-            && self.acks >= 100
-            && self.reads >= 100
+            && self.acks >= crate::world::ACKS
+            && self.reads >= 50
             && self.elections >= 3
             && self.checkpoints > 0
             && faults.iter().any(|&n| n > 0);

@@ -20,6 +20,8 @@ use crate::stats::{Stats, Trace};
 
 /// Client operations of a history.
 pub(crate) const OPERATIONS: u64 = 2_000;
+/// Acknowledgements that a history must have.
+pub(crate) const ACKS: u64 = 100;
 /// Append times begin here, ms.
 const EPOCH_MS: i64 = 1_000_000;
 /// Events of a history: more means that something goes round in circles.
@@ -193,7 +195,10 @@ impl World {
         self.found()?;
         self.after(5, Event::Client);
         self.after(self.profile.fault_ms, Event::Fault);
-        while self.stats.operations < OPERATIONS {
+        // Where faults leave hardly anything to succeed, it goes on until something did.
+        while self.stats.operations < OPERATIONS
+            || self.stats.acks < ACKS && self.stats.operations < 8 * OPERATIONS
+        {
             self.step()?;
         }
         self.come_to_rest()

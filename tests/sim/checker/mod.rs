@@ -53,6 +53,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) node: NodeId,
     /// Tells the openings of a replica apart.
     pub(crate) life: u64,
+    /// Seen for the first time since then.
+    pub(crate) fresh: bool,
     pub(crate) leads: bool,
     pub(crate) caught_up: bool,
     pub(crate) term: u64,
@@ -124,6 +126,13 @@ impl Checker {
         history.figures(seen)?;
         if seen.leads && history.committed() > known {
             let index = history.committed();
+            let of = history.term_at(index);
+            ensure!(
+                of == Some(seen.term) || seen.fresh,
+                "g{} n{node}: leads in term {} and commits entry {index} of term {of:?} by counting (Raft section 5.4.2)",
+                seen.group,
+                seen.term
+            );
             self.on_majority(seen.group, index, seen.members)?;
         }
         Ok(())

@@ -77,11 +77,11 @@ impl<S: LogStore> Group<S> {
         let raft = &self.raw.raft;
         let (last, own, term) = (raft.raft_log.last_index(), raft.id, raft.term);
         match message.get_msg_type() {
-            MessageType::MsgRequestVote if self.has_bug(Bug::VoteTwice) => {
-                if message.term == term && raft.vote != own {
-                    self.raw.raft.vote = 0;
-                    self.raw.raft.leader_id = 0;
-                }
+            MessageType::MsgRequestVote
+                if self.has_bug(Bug::VoteTwice) && message.term == term && raft.vote != own =>
+            {
+                self.raw.raft.vote = 0;
+                self.raw.raft.leader_id = 0;
             }
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
                 if self.has_bug(Bug::VoteForShorter) =>
@@ -89,14 +89,16 @@ impl<S: LogStore> Group<S> {
                 (message.index, message.log_term) = (last, message.term);
             }
             MessageType::MsgAppend if self.has_bug(Bug::CutByOldAppend) => self.cut_by(message),
-            MessageType::MsgTimeoutNow if self.has_bug(Bug::CrownSuccessor) => {
-                if message.term == term && raft.promotable() {
-                    self.contained("taking over", |group| {
-                        group.raw.raft.become_candidate();
-                        group.raw.raft.become_leader();
-                        Ok(())
-                    });
-                }
+            MessageType::MsgTimeoutNow
+                if self.has_bug(Bug::CrownSuccessor)
+                    && message.term == term
+                    && raft.promotable() =>
+            {
+                self.contained("taking over", |group| {
+                    group.raw.raft.become_candidate();
+                    group.raw.raft.become_leader();
+                    Ok(())
+                });
             }
             _ => {}
         }
