@@ -39,7 +39,7 @@ use stats::Stats;
 use world::Settings;
 
 /// Seeds of a plain test run.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 200;
 /// Threads that run seeds, one each.
 const THREADS: usize = 2;
 

@@ -1,5 +1,5 @@
-//! Seeds that found something, named after what it was. They may meet other things as the simulator grows; each cause
-//! of consensus and storage also is a planted mistake, or has a script of its own.
+//! Seeds that found something, named after what it was. What a seed meets changes with the simulator, so the seed alone
+//! proves little: most causes also are a planted mistake, which must be found.
 
 use crate::world::{self, Settings};
 
