@@ -47,6 +47,12 @@ pub enum Bug {
     CountCutSyncs,
     /// Files of entries without records go although nothing was trimmed.
     DropUntrimmed,
+    /// A snapshot is made live without a sync of its files.
+    InstallUnsynced,
+    /// A staged file is told of in the journal like any new one.
+    StagedLive,
+    /// After an install the files that it replaced still count in recovery.
+    KeepReplaced,
 }
 
 impl Bug {
@@ -72,6 +78,9 @@ impl Bug {
         Bug::VoteEarly,
         Bug::ForgetFollowersProducers,
         Bug::CountCutSyncs,
+        Bug::InstallUnsynced,
+        Bug::StagedLive,
+        Bug::KeepReplaced,
     ];
 }
 

@@ -109,6 +109,12 @@ pub enum Error {
         /// Which file.
         what: String,
     },
+    /// Files of a snapshot are gone: it held more than the bound, or the replica was removed or replaced.
+    #[error("{what} is no part of the snapshot any more")]
+    Released {
+        /// Which file.
+        what: String,
+    },
     /// The caller broke a rule of the log, e.g. truncated what is committed.
     #[error("refused: {0}")]
     Refused(String),

@@ -16,7 +16,7 @@ use crate::producers::Producers;
 /// Bytes of the trailer.
 pub(crate) const TRAILER_LEN: usize = 32;
 /// Longest footer that is read, in bytes.
-const FOOTER_LEN_MAX: u64 = 64 << 20;
+pub(crate) const FOOTER_LEN_MAX: u64 = 64 << 20;
 const MAGIC: &[u8; 8] = b"TBLFOOTR";
 const VERSION: u32 = 1;
 
@@ -67,6 +67,28 @@ impl Footer {
         } else {
             Err(Malformed("bytes left over"))
         }
+    }
+
+    /// Length and checksum of what lies behind `end` in a sealed file, if that is a footer by its trailer.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub(crate) fn extent(file: &dyn DiskFile, end: u64, name: &str) -> Result<Option<(u64, u32)>> {
+        let io = || Error::io(format!("reading the footer of {name}"));
+        let behind = file.len().map_err(io())?.saturating_sub(end);
+        if !(TRAILER_LEN as u64..=FOOTER_LEN_MAX + TRAILER_LEN as u64).contains(&behind) {
+            return Ok(None);
+        }
+        let mut trailer = [0; TRAILER_LEN];
+        let read = file
+            .read_at(end + behind - TRAILER_LEN as u64, &mut trailer)
+            .or_else(crate::journal::ring::unreadable_is_empty)
+            .map_err(io())?;
+        let fields = read_trailer(&trailer).filter(|_| read == TRAILER_LEN);
+        let whole = fields.filter(|(_, _, start, len)| {
+            *start == end && len.checked_add(TRAILER_LEN as u64) == Some(behind)
+        });
+        Ok(whole.map(|(_, crc, _, _)| (behind, crc)))
     }
 
     /// Reads the footer of a file, if it has a whole one.

@@ -21,6 +21,8 @@ pub struct FileId(pub u64);
 impl FileId {
     /// Stands for "no file": the cut of a replica's first file points here.
     pub const NONE: FileId = FileId(0);
+    /// The entry lies in no file of this directory: an installed snapshot begins behind it.
+    pub(crate) const ELSEWHERE: FileId = FileId(u64::MAX);
 }
 
 impl fmt::Display for FileId {

@@ -30,6 +30,7 @@ mod frame;
 mod handles;
 mod ids;
 mod index;
+mod install;
 mod journal;
 mod log;
 mod membership;
@@ -42,6 +43,7 @@ mod running;
 mod scan;
 mod segment;
 mod shared;
+mod snapshot;
 mod store;
 mod table;
 mod terms;
@@ -56,8 +58,10 @@ pub use frame::{
     leader_epoch,
 };
 pub use ids::{FileId, ReplicaId, ReplicaSpec};
+pub use install::{Install, Missing};
 pub use log::{
-    Appended, ColdRead, Cursor, Durability, EntryRef, FramesOutcome, Log, ReadOutcome, SealDue,
+    Appended, Boundary, ColdRead, Cursor, Durability, EntryRef, FramesOutcome, Log, ReadOutcome,
+    SNAPSHOT_READ_MAX, SNAPSHOTS_MAX, SealDue, Snapshot,
 };
 pub use membership::CONFIG_LEN_MAX;
 pub use options::{HardState, JOURNAL_BYTES_MIN, LogConfig, StoreOptions};
@@ -65,5 +69,6 @@ pub use producers::{BATCHES_REMEMBERED, PRODUCERS_MAX, SequenceCheck};
 pub use recovery::RecoveryReport;
 pub use running::Running;
 pub use shared::{Listener, SyncKind};
+pub use snapshot::{EntryPlace, SNAPSHOT_SEGMENTS_MAX, SegmentManifest, SnapshotManifest};
 pub use store::{Opened, Store, StoreStats};
 pub use verify::{VerifiedDamage, VerifiedLog, VerifyReport, verify_directory};

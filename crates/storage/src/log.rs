@@ -21,11 +21,13 @@ mod commit;
 mod cycle;
 pub(crate) mod effects;
 mod frames;
+pub(crate) mod install;
 mod raft;
 mod read;
 mod replay;
 mod retention;
 pub(crate) mod seal;
+mod snapshot;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,7 @@ mod truncate;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -51,19 +53,22 @@ use crate::shared::Shared;
 use crate::terms::TermRuns;
 
 pub use append::Appended;
+pub(crate) use append_frame::check_whole;
 pub(crate) use cycle::{CycleShare, Room};
 pub use frames::FramesOutcome;
 pub use raft::Durability;
+pub(crate) use read::max_timestamp;
 pub use read::{ColdRead, Cursor, ReadOutcome};
 pub use replay::EntryRef;
 pub use seal::SealDue;
+pub use snapshot::{Boundary, SNAPSHOT_READ_MAX, SNAPSHOTS_MAX, Snapshot};
 pub(crate) use tail::{Entry, Mark, MarkKind, Pending};
 
 /// One replica's log. All methods take `&self`; appends must come from one thread at a time.
 #[derive(Debug)]
 pub struct Log {
     spec: ReplicaSpec,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     config: RwLock<Arc<LogConfig>>,
     state: Mutex<State>,
     /// Live files in order. Written under `state`, read by readers alone.
@@ -74,6 +79,8 @@ pub struct Log {
     size_bytes: AtomicU64,
     /// Where the last calls of [`Log::frames`] ended.
     hints: frames::Hints,
+    /// A snapshot is on its way in.
+    pub(crate) staging: AtomicBool,
 }
 
 /// What the writer, the flusher and the checkpoint share. Held for one append at most.
@@ -95,6 +102,8 @@ pub(crate) struct State {
     /// Frames that no cycle took yet, oldest first.
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) pending_bytes: u64,
+    /// An install that is in no cycle yet.
+    pub(crate) install: Option<install::InstallRecord>,
     /// Files whose header is in no cycle yet.
     pub(crate) new_files: Vec<Arc<Segment>>,
     /// Syncs under way, in the order of the entries they cover.
@@ -121,6 +130,10 @@ pub(crate) struct State {
     pub(crate) sealing: Vec<crate::ids::FileId>,
     /// Complete files whose successor is not announced yet.
     pub(crate) complete: Vec<seal::Complete>,
+    /// The newest end of a file that this process sealed, with what its footer says.
+    pub(crate) sealed: Option<snapshot::Sealed>,
+    /// Snapshots that are being sent.
+    pub(crate) pins: snapshot::Pins,
     /// Append time of the first entry of the active file, ms.
     pub(crate) active_since_ms: Option<i64>,
     /// Damage that leaves the last index unprovable: nothing may be appended.
@@ -198,6 +211,7 @@ impl Log {
             size_bytes: AtomicU64::new(size),
             files: RwLock::new(parts.files),
             hints: frames::Hints::default(),
+            staging: AtomicBool::new(false),
             state: Mutex::new(State {
                 hard: parts.hard,
                 hard_version: 0,
@@ -209,6 +223,7 @@ impl Log {
                 entries: parts.entries,
                 pending: VecDeque::new(),
                 pending_bytes: 0,
+                install: None,
                 new_files: Vec::new(),
                 marks: VecDeque::new(),
                 committed: parts.committed,
@@ -222,6 +237,8 @@ impl Log {
                 queued: false,
                 sealing: Vec::new(),
                 complete: Vec::new(),
+                sealed: None,
+                pins: snapshot::Pins::default(),
                 active_since_ms: since,
                 broken: parts.broken,
                 removed: false,

@@ -14,6 +14,8 @@ pub struct StoreOptions {
     pub checkpoint_bytes: u64,
     /// Segment files kept open, and so mapped, at most.
     pub open_files_max: usize,
+    /// Bytes of one log that snapshots being sent may keep below its log start; more, and they are let go.
+    pub pinned_bytes_max: u64,
     /// Threads that sync files beside the journal.
     pub sync_threads: usize,
     /// Id of a directory that is made now; `None`: a random one. Fixed in tests that must repeat themselves.
@@ -31,6 +33,7 @@ impl Default for StoreOptions {
             write_back_bytes: 256 << 10,
             checkpoint_bytes: 256 << 20,
             open_files_max: 8_000,
+            pinned_bytes_max: 16 << 30,
             sync_threads: 8,
             directory_id: None,
             #[cfg(feature = "planted-bugs")]

@@ -30,6 +30,30 @@ impl Ranges {
         }
     }
 
+    /// What of `from..to` is in no range.
+    pub(crate) fn gaps(&self, from: u64, to: u64) -> Vec<std::ops::Range<u64>> {
+        let mut gaps = Vec::new();
+        let mut at = from;
+        for &(low, high) in &self.ranges {
+            if low > at && at < to {
+                gaps.push(at..low.min(to));
+            }
+            at = at.max(high);
+        }
+        if at < to {
+            gaps.push(at..to);
+        }
+        gaps
+    }
+
+    /// Drops what lies at or behind a position.
+    pub(crate) fn cut(&mut self, at: u64) {
+        self.ranges.retain(|r| r.0 < at);
+        if let Some(last) = self.ranges.last_mut() {
+            last.1 = last.1.min(at);
+        }
+    }
+
     /// The end of the last range.
     pub(crate) fn end(&self) -> Option<u64> {
         self.ranges.last().map(|r| r.1)

@@ -11,7 +11,7 @@
 //!
 //! Cost: the bytes since the last checkpoint. A replica that nothing happened to is taken from its table row.
 
-mod files;
+pub(crate) mod files;
 mod format;
 mod replica;
 mod walk;
@@ -94,18 +94,28 @@ pub(crate) fn open(shared: Arc<Shared>, lock: DirLock) -> Result<Opened> {
     shared.files_begin_at(next_file);
     let mut replay = Replay::new(&shared, &found.table, report.clean, &listing);
     for (_, bytes) in &found.scan.cycles {
+        let mut replayed = Ok(());
         let whole = cycle::for_each_record(bytes, |record| {
-            if let Record::NewFile { header } = &record {
-                shared.files_begin_at(shared.next_file().max(header.id.0 + 1));
+            let made = match &record {
+                Record::NewFile { header } => header.id.0,
+                Record::Install { file, .. } => file.0,
+                _ => 0,
+            };
+            shared.files_begin_at(shared.next_file().max(made + 1));
+            if replayed.is_ok() {
+                replayed = replay.record(&record);
             }
-            replay.record(&record);
         });
         whole.map_err(|m| Error::corrupt("the journal", m.0))?;
+        replayed?;
     }
     report.cycles = found.scan.cycles.iter().filter(|(c, _)| !c.closing).count() as u64;
-    let (recovered, dead) = replay.finish(&mut report)?;
+    let recovered = replay.finish(&mut report)?;
+    let (dead, dying) = (recovered.dead, recovered.dying);
     let damaged = found.scan.damaged.clone();
-    let store = assemble(shared, lock, found, boot, recovered);
+    let store = assemble(shared, lock, found, boot, recovered.logs);
+    // The table before is still to be replayed from when the new one is lost.
+    store.inner.checkpoints.lock().graveyard = dying;
     match damaged {
         Some(why) => {
             // Which logs the lost cycle touched is not known: nothing may be appended to any.

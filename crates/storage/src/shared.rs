@@ -117,6 +117,11 @@ impl Shared {
             .join(format!("{:05}-{:016x}.seg", spec.partition, file.0))
     }
 
+    /// The path of the row that an install makes live, beside the segments.
+    pub(crate) fn install_path(&self, spec: &ReplicaSpec, file: FileId) -> PathBuf {
+        self.segment_path(spec, file).with_extension("ins")
+    }
+
     pub(crate) fn create_topic_dir(&self, dir: &Path) -> Result<()> {
         self.disk.create_dir(dir).map_err(|e| {
             crate::segment::full_or(e, 4096, Error::io(format!("creating {}", dir.display())))

@@ -14,6 +14,7 @@ use crate::ids::{FileId, ReplicaId, ReplicaSpec};
 use crate::membership::Membership;
 use crate::options::HardState;
 use crate::place::Place;
+use crate::producers::Producers;
 use crate::segment::full_or;
 use crate::terms::TermRuns;
 
@@ -171,53 +172,58 @@ impl Table {
     /// # Errors
     /// I/O errors, and [`Error::NewerFormat`].
     pub(crate) fn read(slot: &dyn DiskFile, from_cache: bool) -> Result<Option<Table>> {
-        let what = || Error::io("reading the checkpoint table");
-        let read = |at: u64, buf: &mut [u8]| {
-            let read = if from_cache {
-                slot.read_at(at, buf)
-            } else {
-                slot.read_device_at(at, buf)
-            };
-            read.or_else(crate::journal::ring::unreadable_is_empty)
-                .map_err(what())
-        };
-        let mut head = [0; HEAD_LEN];
-        if read(0, &mut head)? != HEAD_LEN {
-            return Ok(None);
-        }
-        let mut reader = Reader::new(&head);
-        let fields =
-            (|| Ok::<_, Malformed>((reader.raw(8)?, reader.u32()?, reader.u32()?, reader.u64()?)))(
-            );
-        let Ok((magic, version, crc, len)) = fields else {
+        let what = "the checkpoint table";
+        let Some((version, body)) = read_whole(slot, MAGIC, what, from_cache)? else {
             return Ok(None);
         };
-        if magic != MAGIC
-            || len < HEAD_LEN as u64
-            || len > TABLE_BYTES_MAX
-            || len > slot.len().map_err(what())?
-        {
-            return Ok(None);
-        }
-        let mut bytes = vec![0; len as usize];
-        if read(0, &mut bytes)? != bytes.len() || versioned_crc(version, &bytes[HEAD_LEN..]) != crc
-        {
-            return Ok(None);
-        }
-        if !(1..=VERSION).contains(&version) {
-            return Err(Error::NewerFormat {
-                what: "the checkpoint table".into(),
-                found: version,
-                known: VERSION,
-            });
-        }
-        Table::decode(version, &bytes[HEAD_LEN..])
+        Table::decode(version, &body)
             .map(Some)
             .map_err(|m| Error::corrupt("the checkpoint table", m.0))
     }
 }
 
+/// A row as an install makes it live.
+#[derive(Debug)]
+pub(crate) struct InstallRow {
+    pub(crate) row: TableReplica,
+    /// The row's producers, decoded.
+    pub(crate) producers: Producers,
+}
+
+const INSTALL_MAGIC: &[u8; 8] = b"TBLINSTL";
+
 impl TableReplica {
+    /// The file of an install: the same row as in a table, with the table's version, bound to the file's id.
+    pub(crate) fn encode_install(&self, file: FileId) -> Vec<u8> {
+        let mut body = Vec::with_capacity(1024);
+        body.u64(file.0);
+        self.encode(&mut body);
+        let mut out = Vec::with_capacity(HEAD_LEN + body.len());
+        out.raw(INSTALL_MAGIC);
+        out.u32(VERSION);
+        out.u32(versioned_crc(VERSION, &body));
+        out.u64((HEAD_LEN + body.len()) as u64);
+        out.raw(&body);
+        out
+    }
+
+    /// Reads the file of an install from the device: `None` when it is not whole.
+    ///
+    /// # Errors
+    /// I/O errors, and [`Error::NewerFormat`].
+    pub(crate) fn read_install(file: &dyn DiskFile, id: FileId) -> Result<Option<TableReplica>> {
+        let Some((version, body)) = read_whole(file, INSTALL_MAGIC, "an install's row", false)?
+        else {
+            return Ok(None);
+        };
+        let mut reader = Reader::new(&body);
+        let row = reader.u64().and_then(|found| match found == id.0 {
+            true => TableReplica::decode(version, &mut reader),
+            false => Err(Malformed("the row of another install")),
+        });
+        Ok(row.ok().filter(|_| reader.is_empty()))
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.u64(self.spec.replica.0);
         out.uuid(self.spec.topic);
@@ -293,6 +299,55 @@ impl TableReplica {
             terms,
         })
     }
+}
+
+/// The version and the body of a file with a head and a checksum; `None` when it is not whole.
+fn read_whole(
+    file: &dyn DiskFile,
+    wanted: &[u8; 8],
+    name: &str,
+    from_cache: bool,
+) -> Result<Option<(u32, Vec<u8>)>> {
+    let what = || Error::io(format!("reading {name}"));
+    let read = |at: u64, buf: &mut [u8]| {
+        let read = if from_cache {
+            file.read_at(at, buf)
+        } else {
+            file.read_device_at(at, buf)
+        };
+        read.or_else(crate::journal::ring::unreadable_is_empty)
+            .map_err(what())
+    };
+    let mut head = [0; HEAD_LEN];
+    if read(0, &mut head)? != HEAD_LEN {
+        return Ok(None);
+    }
+    let mut reader = Reader::new(&head);
+    let fields =
+        (|| Ok::<_, Malformed>((reader.raw(8)?, reader.u32()?, reader.u32()?, reader.u64()?)))();
+    let Ok((magic, version, crc, len)) = fields else {
+        return Ok(None);
+    };
+    if magic != wanted
+        || len < HEAD_LEN as u64
+        || len > TABLE_BYTES_MAX
+        || len > file.len().map_err(what())?
+    {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len as usize];
+    if read(0, &mut bytes)? != bytes.len() || versioned_crc(version, &bytes[HEAD_LEN..]) != crc {
+        return Ok(None);
+    }
+    if !(1..=VERSION).contains(&version) {
+        return Err(Error::NewerFormat {
+            what: name.into(),
+            found: version,
+            known: VERSION,
+        });
+    }
+    bytes.drain(..HEAD_LEN);
+    Ok(Some((version, bytes)))
 }
 
 /// What the places of a row tell of its terms, up to the committed one; recovery walks what lies behind.

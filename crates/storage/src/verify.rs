@@ -21,6 +21,7 @@ use crate::frame::{FrameFault, FrameHeader};
 use crate::ids::{FileId, ReplicaId, ReplicaSpec};
 use crate::journal::ring::{Ring, ScanRules};
 use crate::place::Place;
+use crate::recovery::files;
 use crate::scan::FrameScan;
 use crate::table::{Table, TableFile, TableReplica};
 
@@ -232,10 +233,12 @@ impl Verifier<'_> {
             }
             for entry in self.disk.list(&dir).map_err(what(&dir))? {
                 let path = dir.join(&entry.name);
-                match file_id(&entry.name).filter(|_| !entry.is_dir) {
-                    Some(id) => {
+                match files::parse(&entry.name).filter(|_| !entry.is_dir) {
+                    Some((id, true)) => {
                         present.insert(id, path);
                     }
+                    // The row of an install: the next start replays or deletes it.
+                    Some(_) => {}
                     None => self
                         .report
                         .notes
@@ -564,16 +567,6 @@ fn written_bytes(handle: &dyn DiskFile, name: &str, from: u64, to: u64) -> Resul
         at += read as u64;
     }
     Ok(written)
-}
-
-/// The id in the name `PARTITION-ID.seg`.
-fn file_id(name: &str) -> Option<FileId> {
-    let (partition, id) = name.strip_suffix(".seg")?.split_once('-')?;
-    partition.parse::<u32>().ok()?;
-    let id = u64::from_str_radix(id, 16)
-        .ok()
-        .filter(|_| id.len() == 16)?;
-    Some(FileId(id))
 }
 
 #[cfg(test)]

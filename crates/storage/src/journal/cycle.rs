@@ -50,6 +50,12 @@ pub(crate) enum Record<'a> {
     NewFile { header: FileHeader },
     /// A replica came into being.
     Create { spec: ReplicaSpec },
+    /// A staged snapshot is the replica's log from here on: `file` holds its row, `last_file` is its last segment.
+    Install {
+        replica: ReplicaId,
+        file: FileId,
+        last_file: FileId,
+    },
     /// A replica is gone.
     Remove { replica: ReplicaId },
 }
@@ -60,13 +66,14 @@ const NAMED: u8 = 3;
 const NEW_FILE: u8 = 4;
 const CREATE: u8 = 5;
 const REMOVE: u8 = 6;
+const INSTALL: u8 = 7;
 
 /// Bytes that a frame record adds to its frame.
 pub(crate) const FRAME_OVERHEAD: u64 = 21;
 /// Bytes of the record of a removal.
 pub(crate) const REMOVE_RECORD: u64 = 9;
 /// Most bytes that a replica's records other than frames take in one cycle, for one file.
-pub(crate) const SMALL_RECORDS: u64 = (1 + file_header::ENCODED_LEN as u64) + 33 + 29 + 17;
+pub(crate) const SMALL_RECORDS: u64 = (1 + file_header::ENCODED_LEN as u64) + 33 + 29 + 17 + 25;
 
 /// Collects the records of a cycle.
 #[derive(Debug)]
@@ -132,6 +139,13 @@ impl CycleBuilder {
     pub(crate) fn remove(&mut self, replica: ReplicaId) {
         self.bytes.u8(REMOVE);
         self.bytes.u64(replica.0);
+    }
+
+    pub(crate) fn install(&mut self, replica: ReplicaId, file: FileId, last_file: FileId) {
+        self.bytes.u8(INSTALL);
+        self.bytes.u64(replica.0);
+        self.bytes.u64(file.0);
+        self.bytes.u64(last_file.0);
     }
 
     /// Gives the buffer back unused.
@@ -227,6 +241,11 @@ pub(crate) fn for_each_record<'a>(
                     topic: reader.uuid()?,
                     partition: reader.u32()?,
                 },
+            },
+            INSTALL => Record::Install {
+                replica: ReplicaId(reader.u64()?),
+                file: FileId(reader.u64()?),
+                last_file: FileId(reader.u64()?),
             },
             REMOVE => Record::Remove {
                 replica: ReplicaId(reader.u64()?),

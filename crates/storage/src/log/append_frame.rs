@@ -47,7 +47,7 @@ impl Log {
 }
 
 /// Whether a leader could have written this frame, and the payload is its own.
-fn check_whole(header: &FrameHeader, payload: &Bytes) -> Result<(), FrameFault> {
+pub(crate) fn check_whole(header: &FrameHeader, payload: &[u8]) -> Result<(), FrameFault> {
     header.check_shape()?;
     header.check_payload(payload)?;
     match header.kind {

@@ -67,17 +67,30 @@ impl Log {
         let log_start = self.log_start();
         let mut deletable = std::mem::take(&mut state.dead);
         let mut files = self.files.write();
-        while files.len() > 1 {
-            let (first, next) = (&files[0], &files[1].first);
-            // Where nothing was trimmed nothing goes: entries without records lie at offset 0, too.
-            let any = log_start > 0 || self.shared.has_bug(Bug::DropUntrimmed);
-            let trimmed = any && next.next_offset <= log_start;
-            let below = trimmed && next.index < state.committed.index;
-            if !below || state.sealing.contains(&first.id) {
-                break;
-            }
-            deletable.push(files.remove(0));
+        // The record of an install finds at least one of its files in a table that comes before it.
+        let may_go = match state.install {
+            None => files.len(),
+            Some(_) => 1,
+        };
+        // Where nothing was trimmed nothing goes: entries without records lie at offset 0, too.
+        let any = log_start > 0 || self.shared.has_bug(Bug::DropUntrimmed);
+        let below = files[..may_go.min(files.len())]
+            .windows(2)
+            .take_while(|pair| {
+                let next = &pair[1].first;
+                any && next.next_offset <= log_start
+                    && next.index < state.committed.index
+                    && !state.sealing.contains(&pair[0].id)
+            })
+            .count();
+        let held = |f: &Arc<Segment>| state.pins.hold(f.first.index);
+        let mut going = files[..below].iter().take_while(|f| !held(f)).count();
+        let kept: u64 = files[going..below].iter().map(|f| f.end()).sum();
+        if kept > self.shared.options.pinned_bytes_max {
+            state.pins.release();
+            going = below;
         }
+        deletable.extend(files.drain(..going));
         if let Some(first) = files.first() {
             state.terms.drop_below(first.first.index);
         }

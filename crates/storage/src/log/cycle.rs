@@ -21,7 +21,7 @@ pub(crate) struct CycleShare {
     pub(crate) hard: Option<u64>,
     /// Files whose headers the cycle holds.
     pub(crate) new_files: Vec<Arc<Segment>>,
-    /// Whether frames of the log are in the cycle.
+    /// Whether frames of the log, or an install, are in the cycle.
     pub(crate) frames: bool,
     /// Direct syncs to start.
     pub(crate) direct: Vec<(Arc<Segment>, u64)>,
@@ -71,6 +71,16 @@ impl Log {
         }
         if state.unborn {
             cycle.create(&self.spec);
+        }
+        if let Some(install) = state.install.take() {
+            // What was appended behind it waits behind it.
+            cycle.install(self.spec.replica, install.file, install.last_file);
+            state.marks.push_front(Mark {
+                last_index: install.last_index,
+                kind: MarkKind::Cycle,
+                done: false,
+            });
+            share.frames = true;
         }
         share.new_files = std::mem::take(&mut state.new_files);
         for file in &share.new_files {

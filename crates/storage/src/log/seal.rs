@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::snapshot::Sealed;
 use super::{Log, State};
 use crate::error::{Error, Result};
 use crate::footer::Footer;
@@ -28,8 +29,18 @@ pub(crate) struct Complete {
     segment: Arc<Segment>,
     last: Place,
     producers: Producers,
-    /// As of `last`; none when that is not known.
+    /// As of `last`; none when that, or the producers, are not known.
     membership: Membership,
+}
+
+impl State {
+    /// The committed membership, if damage did not take config entries.
+    fn proven_membership(&self) -> Membership {
+        match &self.unproven {
+            None => self.memberships.committed.clone(),
+            Some(_) => Membership::default(),
+        }
+    }
 }
 
 impl Log {
@@ -64,7 +75,7 @@ impl Log {
             segment: segment.clone(),
             last: state.committed,
             producers,
-            membership: state.memberships.committed.clone(),
+            membership: state.proven_membership(),
         });
         drop(files);
         self.release_seals(state);
@@ -94,8 +105,8 @@ impl Log {
         self.shared.wake_upkeep.notify_one();
     }
 
-    /// Closed files that were not sealed when the log was opened: sealed without producer state of their own time,
-    /// which the checkpoint table holds for the log as a whole.
+    /// Closed files that were not sealed when the log was opened: sealed without producers and membership unless the
+    /// commit index is their end, since the checkpoint table holds these for the log as a whole.
     pub(crate) fn seal_found(self: &Arc<Self>) {
         let mut state = self.state.lock();
         let files = self.files.read().clone();
@@ -109,19 +120,18 @@ impl Log {
                 && !state.sealing.contains(&segment.id)
             {
                 state.sealing.push(segment.id);
-                let membership = &state.memberships.committed;
-                let known = membership.index <= next.first.index && state.unproven.is_none();
-                let membership = if known {
-                    membership.clone()
-                } else {
-                    Membership::default()
+                // State is kept as of the committed place only.
+                let known = next.first.index == state.committed.index;
+                let (producers, membership) = match known {
+                    true => (state.producers_committed.clone(), state.proven_membership()),
+                    false => (Producers::default(), Membership::default()),
                 };
                 let due = SealDue {
                     log: self.clone(),
                     file: Complete {
                         segment: segment.clone(),
                         last: next.first,
-                        producers: Producers::default(),
+                        producers,
                         membership,
                     },
                 };
@@ -171,8 +181,27 @@ impl SealDue {
             Err(Error::Damaged { .. } | Error::StorageFull { .. } | Error::InUse { .. }) => {}
             Err(error) => log.shared.poison(error.to_string()),
         }
-        log.with_state(|state, _| state.sealing.retain(|id| *id != self.file.segment.id));
+        log.with_state(|state, files| {
+            state.sealing.retain(|id| *id != self.file.segment.id);
+            self.note_boundary(state, &files.read());
+        });
         result
+    }
+
+    /// A snapshot can end here, if the log still has the file and the footer says all.
+    fn note_boundary(&self, state: &mut State, files: &[Arc<Segment>]) {
+        let file = &self.file;
+        let newest = state.sealed.as_ref().map_or(0, |s| s.last.index);
+        if file.segment.is_sealed()
+            && file.membership.index > 0
+            && file.last.index > newest
+            && files.iter().any(|f| f.id == file.segment.id)
+        {
+            state.sealed = Some(Sealed {
+                last: file.last,
+                membership: file.membership.clone(),
+            });
+        }
     }
 
     fn write_footer(&self) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Replaying the journal, sorted by replica: which files are live, what is proven of them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::RecoveryReport;
@@ -15,7 +16,7 @@ use crate::ids::{FileId, ReplicaId, ReplicaSpec};
 use crate::journal::cycle::Record;
 use crate::log::LogParts;
 use crate::membership::{Membership, Memberships};
-use crate::options::LogConfig;
+use crate::options::{HardState, LogConfig};
 use crate::place::Place;
 use crate::producers::Producers;
 use crate::ranges::Ranges;
@@ -41,10 +42,19 @@ pub(crate) struct Replay<'a> {
     clean: bool,
     stories: BTreeMap<ReplicaId, Story<'a>>,
     owners: BTreeMap<FileId, ReplicaId>,
+    /// Rows that records of the journal name: it may be replayed from the other table again.
+    named_installs: Vec<FileId>,
+    damage: Vec<String>,
 }
 
-/// Logs and dead files.
-pub(crate) type Recovered = (Vec<(ReplicaSpec, LogParts)>, Vec<Arc<Segment>>);
+/// What replay makes of a directory.
+pub(crate) struct Recovered {
+    pub(crate) logs: Vec<(ReplicaSpec, LogParts)>,
+    /// Files that no log has.
+    pub(crate) dead: Vec<Arc<Segment>>,
+    /// Dead once no table needs the journal's cycles of before.
+    pub(crate) dying: Vec<Arc<Segment>>,
+}
 
 impl<'a> Replay<'a> {
     /// `clean`: nothing was written since the table.
@@ -60,6 +70,8 @@ impl<'a> Replay<'a> {
             clean,
             stories: BTreeMap::new(),
             owners: BTreeMap::new(),
+            named_installs: Vec::new(),
+            damage: Vec::new(),
         };
         for row in &table.replicas {
             replay.begin(row.clone());
@@ -88,8 +100,16 @@ impl<'a> Replay<'a> {
 
     /// Takes one record. A record of a replica or file that is gone says nothing: what was live at the table is
     /// listed there, what came later has a record of its own.
-    pub(crate) fn record(&mut self, record: &Record<'a>) {
+    ///
+    /// # Errors
+    /// I/O errors, and [`Error::NewerFormat`].
+    pub(crate) fn record(&mut self, record: &Record<'a>) -> Result<()> {
         match *record {
+            Record::Install {
+                replica,
+                file,
+                last_file,
+            } => self.install(replica, file, last_file)?,
             Record::Create { spec } => {
                 if !self.stories.contains_key(&spec.replica) {
                     self.begin(empty_row(spec));
@@ -126,6 +146,38 @@ impl<'a> Replay<'a> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A snapshot became the log, and everything of before is dead; unless the table tells of it already.
+    fn install(&mut self, replica: ReplicaId, file: FileId, last_file: FileId) -> Result<()> {
+        self.named_installs.push(file);
+        let Some(story) = self.stories.get_mut(&replica) else {
+            return Ok(());
+        };
+        if story.row.files.iter().any(|f| f.id == last_file) {
+            return Ok(());
+        }
+        let path = self.shared.install_path(&story.row.spec, file);
+        let row = match self.shared.disk.open(&path, OpenMode::Existing) {
+            Ok(handle) => TableReplica::read_install(&*handle, file)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(Error::io(format!("opening {}", path.display()))(e)),
+        };
+        match row.filter(|row| row.spec == story.row.spec) {
+            Some(row) => {
+                let owned = row.files.iter().map(|f| (f.id, replica));
+                self.owners.extend(owned);
+                story.replace(row, self.shared.has_bug(Bug::KeepReplaced));
+            }
+            None => {
+                // Whatever the log was is not the log any more.
+                story.row.broken = true;
+                let what = format!("{}: the row of an install is not whole", path.display());
+                self.damage.push(what);
+            }
+        }
+        Ok(())
     }
 
     fn story_of(&mut self, file: FileId) -> Option<&mut Story<'a>> {
@@ -140,8 +192,11 @@ impl<'a> Replay<'a> {
             listing,
             clean,
             stories,
+            named_installs,
+            damage,
             ..
         } = self;
+        report.damage.extend(damage);
         let mut logs = Vec::new();
         let mut live = BTreeMap::new();
         for story in stories.into_values() {
@@ -152,26 +207,50 @@ impl<'a> Replay<'a> {
             }
             logs.push((spec, parts));
         }
-        let dead = listing
+        let file = |(id, path): (&FileId, &PathBuf)| {
+            let path = path.clone();
+            Arc::new(Segment::found(*id, Place::default(), path, 0, false, 0))
+        };
+        let dead_files = listing
             .files
             .iter()
-            .filter(|(id, _)| !live.contains_key(id))
-            .map(|(id, path)| {
-                Arc::new(Segment::found(
-                    *id,
-                    Place::default(),
-                    path.clone(),
-                    0,
-                    false,
-                    0,
-                ))
-            })
-            .collect();
-        Ok((logs, dead))
+            .filter(|(id, _)| !live.contains_key(id));
+        let (named, stray): (Vec<_>, Vec<_>) = listing
+            .installs
+            .iter()
+            .partition(|(id, _)| named_installs.contains(id));
+        Ok(Recovered {
+            logs,
+            dead: dead_files.chain(stray).map(file).collect(),
+            dying: named.into_iter().map(file).collect(),
+        })
     }
 }
 
 impl<'a> Story<'a> {
+    /// An installed row takes the place of the log so far. Term and vote stay.
+    fn replace(&mut self, row: TableReplica, keep_replaced: bool) {
+        let before = std::mem::replace(&mut self.row, row);
+        let installed = self.row.committed.index;
+        self.row.hard = HardState {
+            commit: before.hard.commit.max(installed),
+            ..before.hard
+        };
+        self.row.log_start = self.row.log_start.max(before.log_start);
+        if keep_replaced {
+            self.row.tail_closed = false;
+        } else {
+            self.new_files.clear();
+            self.frames.clear();
+            self.proven.clear();
+        }
+        for file in &self.row.files {
+            let proven = self.proven.entry(file.id).or_default();
+            proven.add(FIRST_FRAME, file.end);
+        }
+        self.touched = keep_replaced;
+    }
+
     fn finish(
         mut self,
         shared: &Arc<Shared>,
@@ -443,7 +522,7 @@ fn unproven_before() -> String {
 }
 
 /// Commit not beyond the last entry, term not below its (both make Raft panic). A raised term has no vote.
-fn bounded(mut hard: crate::options::HardState, tail: &Place) -> crate::options::HardState {
+fn bounded(mut hard: HardState, tail: &Place) -> HardState {
     hard.commit = hard.commit.min(tail.index);
     if hard.term < tail.term {
         hard.term = tail.term;
