@@ -272,6 +272,11 @@ impl Install {
         self.stages[segment].discard(&self.log.shared);
     }
 
+    #[cfg(test)]
+    pub(crate) fn discard_for_test(&mut self, segment: usize) {
+        self.discard(segment);
+    }
+
     /// All bytes of a segment are there: checks them, makes footer and header its own, syncs the file.
     fn complete(&mut self, segment: usize) -> Result<()> {
         match self.check(segment) {

@@ -1,6 +1,7 @@
 //! Tests of the log over an in-memory disk, cycles driven by hand.
 
 mod raft;
+mod snapshots;
 
 use std::path::Path;
 use std::sync::Arc;
