@@ -172,9 +172,16 @@ impl Sim {
         self.stats.poisoned += u64::from(self.store().poisoned().is_some());
         let ids: Vec<u64> = self.logs.keys().copied().collect();
         for id in ids {
+            self.stats.broken_logs += u64::from(self.log(id).broken().is_some());
+            if self.store().poisoned().is_none() && self.rng.chance(40) {
+                // Another replica repairs it.
+                self.install_whole(id)?;
+                if self.disk.crashed() || self.store().poisoned().is_some() {
+                    return Ok(());
+                }
+            }
             let log = self.log(id);
             let broken = log.broken().is_some();
-            self.stats.broken_logs += u64::from(broken);
             if broken {
                 let outcome = log.reserve(100);
                 ensure!(

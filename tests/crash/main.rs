@@ -9,6 +9,7 @@
 //! ```
 
 mod damage;
+mod installs;
 mod oracle;
 mod planted;
 mod regressions;

@@ -248,6 +248,34 @@ impl Replica {
         (header, node)
     }
 
+    /// Another replica's entry is next here, too.
+    pub(crate) fn adopt_node(&mut self, node: &Node) {
+        let id = self.nodes.len();
+        let parent = self.path[self.path.len() - 1];
+        self.by_chain.insert((node.index, node.chain), id);
+        apply(&mut self.producers, node);
+        self.nodes.push(Node {
+            parent,
+            ..node.clone()
+        });
+        self.path.push(id);
+        self.committed = node.index;
+    }
+
+    /// A snapshot took the place of all that is behind `fork`, where nothing more was committed.
+    pub(crate) fn adopt(&mut self, fork: u64, nodes: Vec<Node>) {
+        self.truncate(fork);
+        for node in &nodes {
+            self.adopt_node(node);
+        }
+        let term = self.tip().term;
+        if self.hard().0 < term {
+            self.hard_versions.push((term, 0));
+        }
+        self.damaged = false;
+        self.broken = false;
+    }
+
     /// The log was truncated.
     pub(crate) fn truncate(&mut self, index: u64) {
         self.path.truncate(index as usize + 1);
@@ -821,7 +849,7 @@ fn probe(template: &BatchHeader, id: i64, epoch: i16, first: i32, last: i32) -> 
 }
 
 /// CRC-32C, bit by bit: independent of the one under test, and fast enough for small payloads.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0u32;
     for &byte in bytes {
         crc ^= u32::from(byte);

@@ -20,6 +20,7 @@ use timberline_storage::{
 };
 use uuid::Uuid;
 
+use crate::installs::Incoming;
 use crate::oracle::{Check, Promise, Replica, ensure};
 use crate::rng::Rng;
 use crate::workload;
@@ -76,7 +77,7 @@ stats! {
     steps, appends, sent, acked, reads, cycles, direct_syncs, write_backs, prewrites, checkpoints, seals, laps, ring_full,
     truncations, log_starts, removed, crashes, kills, power_losses, crashes_in_recovery, tails_cut,
     failed_writes, full_disks, refused, clean_stops, poisoned, damage_episodes, quarantined, broken_logs,
-    tables_lost, files_deleted,
+    tables_lost, files_deleted, installs_begun, installs,
 }
 
 /// The end of a run.
@@ -136,6 +137,8 @@ pub(crate) struct Sim {
     prewrite: bool,
     checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     seals: Vec<SealDue>,
+    /// Snapshots on their way in, by replica.
+    pub(crate) installs: BTreeMap<u64, Incoming>,
     /// Removed when the checkpoint under way began.
     going: BTreeSet<u64>,
     pub(crate) now_ms: i64,
@@ -225,6 +228,7 @@ impl Sim {
             prewrite: false,
             checkpoint: None,
             seals: Vec::new(),
+            installs: BTreeMap::new(),
             going: BTreeSet::new(),
             now_ms: 1_000_000,
             next_replica: 0,
@@ -295,7 +299,7 @@ impl Sim {
         } = self.profile;
         let weights = [
             480, cycles, cycles, cycles, 90, checkpoint, linger, 40, 20, 6, crash, 4, 4, 3, 3, 20,
-            5,
+            5, 60,
         ];
         match self.rng.weighted(&weights) {
             0 => self.environment(),
@@ -321,6 +325,7 @@ impl Sim {
             13 => self.settle(),
             14 => self.close(),
             15 => self.step_ahead(),
+            17 => self.step_install(),
             _ => self.check_all(false),
         }
     }
@@ -737,6 +742,9 @@ impl Sim {
         self.prewrite = false;
         self.checkpoint = None;
         self.seals.clear();
+        for (_, incoming) in std::mem::take(&mut self.installs) {
+            incoming.abandon();
+        }
         self.logs.clear();
         self.store = None;
     }
@@ -823,6 +831,7 @@ impl Sim {
 
     /// When everything waits for nothing, two checkpoints leave no file that is not in use.
     fn check_leaks(&mut self) -> Check {
+        self.drop_installs();
         for _ in 0..2 {
             self.begin_checkpoint()?;
             while self.checkpoint.is_some() {
@@ -839,6 +848,9 @@ impl Sim {
             "{files} segment files, {} in use",
             stats.segments
         );
+        let mut all = self.disk.files();
+        all.retain(|(path, _)| path.extension().is_some_and(|e| e == "ins"));
+        ensure!(all.is_empty(), "rows of installs are left: {all:?}");
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl Sim {
         }
         match self
             .rng
-            .weighted(&[400, 50, 20, 180, 50, 40, 20, 12, 4, 60, 20])
+            .weighted(&[400, 50, 20, 180, 50, 40, 20, 12, 4, 60, 20, 12])
         {
             0 => self.append_batch(id),
             1 => self.append_plain(id),
@@ -82,7 +82,8 @@ impl Sim {
             7 => self.create_replica(),
             8 => self.remove_replica(id),
             9 => self.read(id),
-            _ => self.reserve(id),
+            10 => self.reserve(id),
+            _ => self.begin_install(id),
         }
     }
 
@@ -313,7 +314,7 @@ impl Sim {
         let (from, acked, last) = (replica.committed, replica.acked, replica.last());
         // A follower may learn of a commit before its own entries are durable.
         let top = if self.rng.chance(80) { acked } else { last };
-        if top <= from {
+        if top <= from || self.installs.contains_key(&id) {
             return Ok(());
         }
         let to = if self.rng.chance(50) {

@@ -13,10 +13,12 @@
 
 mod propose;
 mod send;
+mod snapshot;
 mod step;
 mod turn;
 mod view;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 use raft::{RawNode, StateRole};
@@ -28,10 +30,11 @@ use crate::bugs::Bug;
 use crate::error::OpenError;
 use crate::log_store::{Frames, LogStore};
 use crate::membership::{ConfigEntry, Membership};
-use crate::message::{Envelope, Frame, NodeId};
+use crate::message::{Envelope, Frame, NodeId, SnapshotMark};
 use crate::raft_storage::{RaftStorage, conf_state};
 use crate::timing::Timing;
 
+pub use snapshot::NotInstalled;
 pub use step::{Dropped, FRAMES_MAX};
 pub use view::{PeerView, Role, View};
 
@@ -63,6 +66,22 @@ pub struct Output {
     /// Reads that must run where blocking is allowed, and the follower that waits for each: then
     /// [`Group::cold_done`].
     pub cold: Vec<(NodeId, ColdRead)>,
+    /// Followers that lack what is not in the log any more: to be shipped, then [`Group::snapshot_sent`].
+    pub snapshots: Vec<SnapshotOffer>,
+    /// A follower waits for a snapshot that can't be made yet: the active segment is to be closed, so that a boundary
+    /// at or behind this index comes to be. It is asked for again until there is one.
+    pub close_after: Option<u64>,
+}
+
+/// A snapshot that a follower needs. Its segments go beside the stream of messages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotOffer {
+    /// The follower.
+    pub to: NodeId,
+    /// The leader's term.
+    pub term: u64,
+    /// Where it ends.
+    pub mark: SnapshotMark,
 }
 
 /// What waits until a ready's hard state and entries are durable.
@@ -70,6 +89,8 @@ struct Stage {
     number: u64,
     /// The last entry that it wrote, if it wrote any; lowered when that is cut off.
     last_index: Option<u64>,
+    /// The snapshot that came with it: applied once it is durable.
+    snapshot: Option<u64>,
     hard_version: u64,
     messages: Vec<raft::eraftpb::Message>,
 }
@@ -164,6 +185,7 @@ impl<S: LogStore> Group<S> {
             configs,
             last_index: log.last_index(),
             log,
+            boundary_wanted: Cell::new(None),
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, storage, &logger)

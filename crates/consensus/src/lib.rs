@@ -22,8 +22,11 @@ mod raft_storage;
 mod timing;
 
 pub use error::{Malformed, OpenError, Refused};
-pub use group::{Dropped, FRAMES_MAX, Group, GroupOptions, Output, PeerView, Role, View};
-pub use log_store::{Frames, LogStore, Proposal};
+pub use group::{
+    Dropped, FRAMES_MAX, Group, GroupOptions, NotInstalled, Output, PeerView, Role, SnapshotOffer,
+    View,
+};
+pub use log_store::{Frames, LogStore, Proposal, Staged};
 pub use membership::{Change, ConfigEntry, MEMBERS_MAX, Member, Membership};
 pub use message::{
     Append, AppendReply, Body, Candidacy, Envelope, Frame, Mismatch, NodeId, SnapshotMark,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use timberline_record::Batch;
 use timberline_storage::{
-    Appended, ColdRead, Durability, EntryKind, Error, FramesOutcome, HardState, Log,
+    Appended, ColdRead, Durability, EntryKind, Error, FramesOutcome, HardState, Install, Log,
 };
 
-use crate::message::Frame;
+use crate::message::{Frame, SnapshotMark};
 
 /// Reserved beside an entry's payload: frame header, padding, and what the file around it may need, bytes.
 const ENTRY_OVERHEAD_BYTES: u64 = 4096;
@@ -50,8 +50,16 @@ pub enum Frames {
     Cold(ColdRead),
 }
 
+/// A snapshot that has come in whole: checked, and on stable storage beside the log.
+pub trait Staged {
+    /// Where it ends.
+    fn mark(&self) -> SnapshotMark;
+}
+
 /// One replica's log. Its methods take `&self`; one thread at a time writes.
 pub trait LogStore: Send {
+    /// A snapshot beside the log.
+    type Staged: Staged;
     /// First index that can be read; the term before it is known.
     fn first_index(&self) -> u64;
     /// Index of the last entry; 0 for none.
@@ -106,9 +114,30 @@ pub trait LogStore: Send {
     /// # Errors
     /// Those of the log.
     fn frames(&self, from: u64, to: u64, max_bytes: usize) -> Result<Frames, Error>;
+    /// The newest end of sealed segments: a snapshot can be made of all up to there. From memory.
+    fn boundary(&self) -> Option<SnapshotMark>;
+    /// The snapshot is the log from here on: commit and last index are its end. It is durable when
+    /// [`Durability::index`] says so of its last entry; until then only what was committed before is.
+    ///
+    /// # Errors
+    /// Those of the log; nothing is changed.
+    fn install(&self, staged: Self::Staged) -> Result<(), Error>;
+}
+
+impl Staged for Install {
+    fn mark(&self) -> SnapshotMark {
+        let (index, term, membership) = self.end();
+        SnapshotMark {
+            index,
+            term,
+            membership,
+        }
+    }
 }
 
 impl LogStore for Arc<Log> {
+    type Staged = Install;
+
     fn first_index(&self) -> u64 {
         Log::first_index(self)
     }
@@ -187,5 +216,17 @@ impl LogStore for Arc<Log> {
             ),
             FramesOutcome::Cold(cold) => Frames::Cold(cold),
         })
+    }
+
+    fn boundary(&self) -> Option<SnapshotMark> {
+        Log::boundary(self).map(|boundary| SnapshotMark {
+            index: boundary.index,
+            term: boundary.term,
+            membership: boundary.membership,
+        })
+    }
+
+    fn install(&self, staged: Install) -> Result<(), Error> {
+        Log::install(self, staged)
     }
 }

@@ -3,6 +3,7 @@
 //! An entry is a stub of index, term and type. Payload goes from the log to the wire and from the wire to the log
 //! without passing through the library, so that applying and sending cost it nothing.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -10,7 +11,8 @@ use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::log_store::LogStore;
-use crate::membership::{Member, Membership};
+use crate::membership::{ConfigEntry, Member, Membership};
+use crate::message::SnapshotMark;
 
 /// Stubs in one answer for a send: bounds the entries of one message.
 const ENTRIES_PER_MESSAGE: u64 = 256;
@@ -25,6 +27,8 @@ pub(crate) struct RaftStorage<S> {
     pub(crate) initial: ConfState,
     /// As found at the start.
     pub(crate) hard: timberline_storage::HardState,
+    /// A snapshot was wanted and could not be offered: a boundary at or behind this index is missing.
+    pub(crate) boundary_wanted: Cell<Option<u64>>,
 }
 
 /// The library's form of a membership.
@@ -101,7 +105,32 @@ impl<S: LogStore> Storage for RaftStorage<S> {
         Ok(self.last_index)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    /// The library silently drops a snapshot whose membership does not name the receiver: none such is offered. What
+    /// the log still has behind its boundary follows by entries.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // A membership is committed before the library sends to whom it names.
+        let named_from = self.log.membership().0;
+        let from = named_from
+            .max(request_index)
+            .max(self.log.first_index() - 1);
+        let offered = self.log.boundary().filter(|mark| mark.index >= from);
+        let offered = offered.and_then(|mark| {
+            let members = ConfigEntry::decode(&mark.membership).ok()?.result;
+            members.broker_of(to).map(|_| snapshot(&mark, &members))
+        });
+        offered.ok_or_else(|| {
+            self.boundary_wanted.set(Some(from));
+            StorageError::SnapshotTemporarilyUnavailable.into()
+        })
     }
+}
+
+/// The library's form of a snapshot: where it ends, no data.
+pub(crate) fn snapshot(mark: &SnapshotMark, members: &Membership) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    metadata.index = mark.index;
+    metadata.term = mark.term;
+    metadata.set_conf_state(conf_state(members));
+    snapshot
 }

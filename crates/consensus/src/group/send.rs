@@ -34,6 +34,7 @@ impl<S: LogStore> Group<S> {
                 commit: message.commit,
             },
             MessageType::MsgTimeoutNow => Body::TimeoutNow,
+            MessageType::MsgSnapshot => return self.offer(&message, out),
             // Forwarded proposals and reads, which nobody here makes.
             _ => return,
         };

@@ -28,6 +28,8 @@ impl<S: LogStore> Group<S> {
                 group.raw.raft.raft_log.commit_to(majority);
             }
             group.note_commit();
+            let wanted = group.raw.raft.raft_log.store.boundary_wanted.take();
+            out.close_after = out.close_after.max(wanted);
             group.incoming.clear();
             group.retime();
             Ok(())
@@ -41,7 +43,7 @@ impl<S: LogStore> Group<S> {
             return;
         }
         let durable = self.log().durability();
-        let mut number = 0;
+        let (mut number, mut applied) = (0, None);
         let mut free = Vec::new();
         while let Some(stage) = self.stages.front() {
             let written = stage.last_index.is_none_or(|last| last <= durable.index)
@@ -50,6 +52,7 @@ impl<S: LogStore> Group<S> {
                 break;
             }
             number = stage.number;
+            applied = stage.snapshot.or(applied);
             if let Some(stage) = self.stages.pop_front() {
                 free.extend(stage.messages);
             }
@@ -57,6 +60,9 @@ impl<S: LogStore> Group<S> {
         // The library first: a vote may be answered before this function ends.
         if number > 0 {
             self.raw.on_persist_ready(number);
+        }
+        if let Some(index) = applied {
+            self.raw.advance_apply_to(index);
         }
         for message in free {
             self.post(message, out);
@@ -88,7 +94,8 @@ impl<S: LogStore> Group<S> {
             self.hard_version = self.log().set_hard_state(hard);
         }
         let entries = ready.take_entries();
-        let last_index = entries.last().map(|entry| entry.index);
+        let installed = Some(ready.snapshot().get_metadata().index).filter(|&index| index > 0);
+        let last_index = entries.last().map(|entry| entry.index).or(installed);
         for entry in &entries {
             self.write(entry, now_ms)?;
         }
@@ -112,6 +119,7 @@ impl<S: LogStore> Group<S> {
         self.stages.push_back(Stage {
             number,
             last_index,
+            snapshot: installed,
             hard_version: self.hard_version,
             messages: waiting,
         });

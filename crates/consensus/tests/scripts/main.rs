@@ -7,4 +7,5 @@ mod elections;
 mod hostile;
 mod logs;
 mod members;
+mod snapshots;
 mod world;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use timberline_consensus::{
     ConfigEntry, Envelope, Frame, Frames, Group, GroupOptions, LogStore, Member, NodeId, Output,
-    Proposal, Refused, Role, Timing,
+    Proposal, Refused, Role, SnapshotMark, SnapshotOffer, Staged, Timing,
 };
 use timberline_storage::{Appended, Durability, EntryKind, Error, FrameHeader, HardState};
 
@@ -15,7 +15,13 @@ pub(crate) const TAG: u64 = 99;
 /// What is on one replica's disk, and what only in its cache.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
+    /// Entries before the first frame: how many, and what the last of them says.
+    pub(crate) base: Base,
     pub(crate) frames: Vec<Frame>,
+    /// Where a snapshot can end.
+    pub(crate) boundary: Option<SnapshotMark>,
+    /// What is on disk while an install is not.
+    before_install: Option<Box<Disk>>,
     pub(crate) durable: u64,
     pub(crate) hard: HardState,
     pub(crate) hard_version: u64,
@@ -24,20 +30,100 @@ pub(crate) struct Disk {
     pub(crate) full: bool,
 }
 
+/// What is known of entries that are gone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Base {
+    pub(crate) index: u64,
+    term: u64,
+    chain: u64,
+    offset: i64,
+    config: (u64, Bytes),
+}
+
+/// A snapshot beside a log.
+#[derive(Clone, Debug)]
+pub(crate) struct MemStaged {
+    base: Base,
+    frames: Vec<Frame>,
+    mark: SnapshotMark,
+}
+
+impl Staged for MemStaged {
+    fn mark(&self) -> SnapshotMark {
+        self.mark.clone()
+    }
+}
+
 impl Disk {
+    fn last(&self) -> u64 {
+        self.base.index + self.frames.len() as u64
+    }
+
+    fn upto(&self, index: u64) -> &[Frame] {
+        &self.frames[..(index - self.base.index) as usize]
+    }
+
+    fn at(&self, index: u64) -> Option<&Frame> {
+        let at = index.checked_sub(self.base.index + 1)?;
+        self.frames.get(at as usize)
+    }
+
+    fn term(&self, index: u64) -> Option<u64> {
+        match index == self.base.index {
+            true => Some(self.base.term),
+            false => self.at(index).map(|f| f.header.term),
+        }
+    }
+
     fn config_at(&self, upto: u64) -> (u64, Bytes) {
-        let mut frames = self.frames.iter().take(upto as usize).rev();
+        let mut frames = self.upto(upto).iter().rev();
         frames
             .find(|frame| frame.header.kind == EntryKind::Config)
-            .map_or((0, Bytes::new()), |frame| {
+            .map_or(self.base.config.clone(), |frame| {
                 (frame.header.index, frame.payload.clone())
             })
     }
 
-    fn push(&mut self, kind: EntryKind, term: u64, payload: Bytes) -> Appended {
-        let (index, chain, offset) = self.frames.last().map_or((0, 0, 0), |f| {
-            (f.header.index, f.header.chain, f.header.next_offset())
+    /// Seals what is committed.
+    pub(crate) fn close(&mut self) {
+        let index = self.committed;
+        self.boundary = Some(SnapshotMark {
+            index,
+            term: self.term(index).unwrap(),
+            membership: self.config_at(index).1,
         });
+    }
+
+    /// Forgets entries up to the index.
+    pub(crate) fn drop_upto(&mut self, index: u64) {
+        assert!(index <= self.committed);
+        let last = self.at(index).unwrap().header;
+        let base = Base {
+            index,
+            term: last.term,
+            chain: last.chain,
+            offset: last.next_offset(),
+            config: self.config_at(index),
+        };
+        self.frames.drain(..(index - self.base.index) as usize);
+        self.base = base;
+    }
+
+    pub(crate) fn stage(&self, mark: &SnapshotMark) -> MemStaged {
+        MemStaged {
+            base: self.base.clone(),
+            frames: self.upto(mark.index).to_vec(),
+            mark: mark.clone(),
+        }
+    }
+
+    fn push(&mut self, kind: EntryKind, term: u64, payload: Bytes) -> Appended {
+        let (index, chain, offset) = self
+            .frames
+            .last()
+            .map_or((self.base.index, self.base.chain, self.base.offset), |f| {
+                (f.header.index, f.header.chain, f.header.next_offset())
+            });
         let mut header = FrameHeader {
             kind,
             payload_len: payload.len() as u32,
@@ -76,26 +162,25 @@ impl MemLog {
     /// The sync that is under way ends.
     pub(crate) fn sync(&self) {
         let mut disk = self.disk();
-        disk.durable = disk.frames.len() as u64;
+        disk.durable = disk.last();
+        disk.before_install = None;
         disk.hard_durable = (disk.hard_version, disk.hard);
     }
 }
 
 impl LogStore for MemLog {
+    type Staged = MemStaged;
+
     fn first_index(&self) -> u64 {
-        1
+        self.disk().base.index + 1
     }
 
     fn last_index(&self) -> u64 {
-        self.disk().frames.len() as u64
+        self.disk().last()
     }
 
     fn term_at(&self, index: u64) -> Option<u64> {
-        let disk = self.disk();
-        match index {
-            0 => Some(0),
-            _ => disk.frames.get(index as usize - 1).map(|f| f.header.term),
-        }
+        self.disk().term(index)
     }
 
     fn commit_index(&self) -> u64 {
@@ -137,8 +222,11 @@ impl LogStore for MemLog {
 
     fn append_frame(&self, frame: &Frame) -> Result<(), Error> {
         let mut disk = self.disk();
-        let chain = disk.frames.last().map_or(0, |f| f.header.chain);
-        assert_eq!(frame.header.index, disk.frames.len() as u64 + 1);
+        let chain = disk
+            .frames
+            .last()
+            .map_or(disk.base.chain, |f| f.header.chain);
+        assert_eq!(frame.header.index, disk.last() + 1);
         assert_eq!(frame.header.chain, frame.header.chain_after(chain), "INV-4");
         disk.frames.push(frame.clone());
         Ok(())
@@ -147,7 +235,8 @@ impl LogStore for MemLog {
     fn truncate_after(&self, index: u64) -> Result<(), Error> {
         let mut disk = self.disk();
         assert!(index >= disk.committed, "a committed entry is never cut");
-        disk.frames.truncate(index as usize);
+        let kept = (index - disk.base.index) as usize;
+        disk.frames.truncate(kept);
         disk.durable = disk.durable.min(index);
         Ok(())
     }
@@ -169,14 +258,14 @@ impl LogStore for MemLog {
 
     fn commit_to(&self, index: u64) {
         let mut disk = self.disk();
-        assert!(index <= disk.frames.len() as u64);
+        assert!(index <= disk.last());
         disk.committed = disk.committed.max(index);
     }
 
     fn frames(&self, from: u64, to: u64, max_bytes: usize) -> Result<Frames, Error> {
         let disk = self.disk();
         let mut bytes = 0;
-        let frames = disk.frames[from as usize - 1..to as usize]
+        let frames = disk.upto(to)[(from - disk.base.index) as usize - 1..]
             .iter()
             .take_while(|frame| {
                 let first = bytes == 0;
@@ -184,6 +273,23 @@ impl LogStore for MemLog {
                 first || bytes <= max_bytes
             });
         Ok(Frames::Ready(frames.cloned().collect()))
+    }
+
+    fn boundary(&self) -> Option<SnapshotMark> {
+        self.disk().boundary.clone()
+    }
+
+    fn install(&self, staged: MemStaged) -> Result<(), Error> {
+        let mut disk = self.disk();
+        assert!(staged.mark.index > disk.committed);
+        let before = disk.clone();
+        disk.before_install.get_or_insert(Box::new(before));
+        disk.durable = disk.durable.min(disk.committed);
+        disk.base = staged.base;
+        disk.frames = staged.frames;
+        disk.committed = staged.mark.index;
+        disk.boundary = Some(staged.mark);
+        Ok(())
     }
 }
 
@@ -196,6 +302,10 @@ pub(crate) struct World {
     pub(crate) cut_off: BTreeSet<NodeId>,
     /// Their syncs do not end.
     pub(crate) slow: BTreeSet<NodeId>,
+    /// Snapshots that leaders want shipped.
+    pub(crate) offers: Vec<(NodeId, SnapshotOffer)>,
+    /// Leaders that want their active segment closed get it.
+    pub(crate) closes: bool,
     /// What was delivered, one line each, for scripts that read it.
     pub(crate) seen: Vec<String>,
 }
@@ -225,6 +335,8 @@ impl World {
             wire: VecDeque::new(),
             cut_off: BTreeSet::new(),
             slow: BTreeSet::new(),
+            offers: Vec::new(),
+            closes: true,
             seen: Vec::new(),
         };
         let founding = ConfigEntry::founding(nodes.iter().copied().map(member).collect());
@@ -261,10 +373,14 @@ impl World {
         self.groups.remove(&node);
         let log = &self.logs[&node];
         let mut disk = log.disk();
+        if let Some(before) = disk.before_install.take() {
+            *disk = *before;
+        }
         let durable = disk.durable;
-        disk.frames.truncate(durable as usize);
+        let kept = (durable - disk.base.index) as usize;
+        disk.frames.truncate(kept);
         disk.hard = disk.hard_durable.1;
-        let last = disk.frames.last().map_or(0, |f| f.header.term);
+        let last = disk.frames.last().map_or(disk.base.term, |f| f.header.term);
         disk.hard.term = disk.hard.term.max(last);
         disk.committed = disk.committed.min(durable);
     }
@@ -283,8 +399,13 @@ impl World {
             let mut out = Output::default();
             group.turn(0, &mut out);
             assert_eq!(group.stopped(), None, "replica {node}");
-            let idle = out.messages.is_empty();
+            let mut idle = out.messages.is_empty();
             self.wire.extend(out.messages);
+            let offers = out.snapshots.into_iter().map(|offer| (node, offer));
+            self.offers.extend(offers);
+            if out.close_after.is_some() && self.closes {
+                self.logs[&node].disk().close();
+            }
             if self.slow.contains(&node) {
                 break;
             }
@@ -292,13 +413,30 @@ impl World {
             if idle {
                 let mut out = Output::default();
                 group.turn(0, &mut out);
-                let more = !out.messages.is_empty();
+                idle = out.messages.is_empty();
                 self.wire.extend(out.messages);
-                if !more {
+                if idle {
                     break;
                 }
             }
         }
+    }
+
+    /// What a leader offered arrives whole, beside the log of its receiver.
+    pub(crate) fn staged(&self, from: NodeId, offer: &SnapshotOffer) -> MemStaged {
+        self.logs[&from].disk().stage(&offer.mark)
+    }
+
+    /// Ships what is offered, installs it, and says so.
+    pub(crate) fn ship(&mut self) {
+        for (from, offer) in std::mem::take(&mut self.offers) {
+            let staged = self.staged(from, &offer);
+            let installed = self.group(offer.to).install(from, offer.term, staged);
+            self.turn(offer.to);
+            self.group(from).snapshot_sent(offer.to, installed.is_ok());
+            self.turn(from);
+        }
+        self.settle();
     }
 
     /// Delivers the oldest message; false when there is none.
@@ -372,8 +510,7 @@ impl World {
     /// The commands in a log, up to its commit index.
     pub(crate) fn committed(&self, node: NodeId) -> Vec<String> {
         let disk = self.logs[&node].disk();
-        let upto = disk.committed as usize;
-        let commands = disk.frames[..upto].iter();
+        let commands = disk.upto(disk.committed).iter();
         commands
             .filter(|f| f.header.kind == EntryKind::Command)
             .map(|f| String::from_utf8_lossy(&f.payload).into_owned())
