@@ -51,8 +51,8 @@ impl<S: LogStore> Group<S> {
         }
     }
 
-    /// Shipping a snapshot to a follower has ended: all of it is there, or it failed and is offered again after a
-    /// beat.
+    /// Shipping a snapshot to a follower has ended. `ok`: it has it, as installed now or because the receiver calls it
+    /// [`NotInstalled::Stale`]; the leader goes on behind it. Otherwise it failed, and is offered again after a beat.
     pub fn snapshot_sent(&mut self, node: NodeId, ok: bool) {
         self.contained("reporting a snapshot", |group| {
             let status = match ok {

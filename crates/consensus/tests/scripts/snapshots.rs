@@ -107,6 +107,7 @@ fn a_learner_is_added_long_after_the_logs_beginning_is_gone() {
     world.settle();
     assert_eq!(world.leader(), Some(4));
     propose_all(&mut world, 4, 12..13);
+    world.pass(8);
     assert_eq!(world.committed(1).last().unwrap(), "12");
 }
 
@@ -124,7 +125,7 @@ fn the_answer_waits_for_the_disk() {
             .any(|l| l.starts_with("3→1") && l.contains("AppendReply"))
     };
     assert!(!answered(&world), "{:?}", world.seen);
-    assert_eq!(world.groups[&1].peers()[2].matched, 4);
+    assert_eq!(world.groups[&1].peers()[2].matched, 5);
     world.slow.clear();
     world.turn(3);
     world.settle();
@@ -155,6 +156,7 @@ fn a_snapshot_replaces_a_tail_that_nobody_else_has() {
     assert_eq!(last(&world, 3), last(&world, leader));
     assert_eq!(world.written(3), texts(8..9));
     propose_all(&mut world, leader, 9..10);
+    world.pass(8);
     assert_eq!(world.committed(3), texts(8..10));
 }
 
@@ -163,6 +165,7 @@ fn the_leader_changes_while_a_snapshot_is_shipped() {
     let mut world = lagging();
     let (from, offer) = the_offer(&mut world);
     let staged = world.staged(from, &offer);
+    forget(&world, 2, 2);
     world.group(1).transfer(2);
     world.turn(1);
     world.settle();
@@ -173,12 +176,22 @@ fn the_leader_changes_while_a_snapshot_is_shipped() {
     world.turn(3);
     assert!(world.wire.iter().any(|e| (e.from, e.to) == (3, 2)));
     world.pass(8);
+    assert!(last(&world, 3).1 >= offer.mark.index);
+    // The new one had offered its own, which ends further on.
+    assert!(
+        world
+            .offers
+            .iter()
+            .all(|(by, own)| *by == 2 && own.mark.index > offer.mark.index)
+    );
+    world.ship();
+    world.pass(8);
     assert_eq!(last(&world, 3), last(&world, 2));
     assert_eq!(world.groups[&3].leader(), Some(2));
     // The old one reports to nobody.
     world.group(1).snapshot_sent(3, true);
     world.pass(4);
-    assert!(world.offers.iter().all(|(by, _)| *by == 2));
+    assert!(world.offers.is_empty());
 }
 
 #[test]
@@ -228,10 +241,10 @@ fn the_follower_restarts_at_every_step() {
         // Nobody told the leader anything; its transport has.
         world.group(1).snapshot_sent(3, false);
         world.pass(20);
-        if !synced {
-            world.ship();
-            world.pass(8);
-        }
+        // Offered again; who has it says so.
+        assert_eq!(world.offers.len(), 1);
+        world.ship();
+        world.pass(8);
         assert!(world.offers.is_empty());
         assert_eq!(last(&world, 3), last(&world, 1));
     }

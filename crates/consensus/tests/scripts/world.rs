@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use timberline_consensus::{
-    ConfigEntry, Envelope, Frame, Frames, Group, GroupOptions, LogStore, Member, NodeId, Output,
-    Proposal, Refused, Role, SnapshotMark, SnapshotOffer, Staged, Timing,
+    ConfigEntry, Envelope, Frame, Frames, Group, GroupOptions, LogStore, Member, NodeId,
+    NotInstalled, Output, Proposal, Refused, Role, SnapshotMark, SnapshotOffer, Staged, Timing,
 };
 use timberline_storage::{Appended, Durability, EntryKind, Error, FrameHeader, HardState};
 
@@ -433,7 +433,8 @@ impl World {
             let staged = self.staged(from, &offer);
             let installed = self.group(offer.to).install(from, offer.term, staged);
             self.turn(offer.to);
-            self.group(from).snapshot_sent(offer.to, installed.is_ok());
+            let has_it = matches!(installed, Ok(()) | Err(NotInstalled::Stale));
+            self.group(from).snapshot_sent(offer.to, has_it);
             self.turn(from);
         }
         self.settle();
