@@ -7,5 +7,6 @@ mod elections;
 mod hostile;
 mod logs;
 mod members;
+mod real;
 mod snapshots;
 mod world;
