@@ -21,7 +21,7 @@ use timberline_storage::{
 };
 
 use dump::Tree;
-use history::{CLOSED, CLOSED_V1, FIRST_MEMBERS, NEXT_MEMBERS, RUNNING, RUNNING_V1};
+use history::{CLOSED, CLOSED_V1, FIRST_MEMBERS, INSTALLED, NEXT_MEMBERS, RUNNING, RUNNING_V1};
 
 const DIR: &str = "/data";
 
@@ -185,6 +185,51 @@ fn the_bytes_are_those_of_the_fixtures() {
     let (running, closed) = history::write();
     running.compare(RUNNING);
     closed.compare(CLOSED);
+    history::write_installed().compare(INSTALLED);
+}
+
+#[test]
+fn an_install_is_replayed_and_what_it_replaced_is_dead() {
+    let disk = disk_with(&Tree::load(INSTALLED));
+    // Again when the table that recovery writes is lost: the row stays until both tables list its files.
+    for _ in 0..2 {
+        let opened = open(&disk).unwrap();
+        assert_eq!(opened.report.damage, Vec::<String>::new());
+        assert_eq!(opened.report.foreign, Vec::<String>::new());
+        let log = log(&opened, 5);
+        let (last, commit) = (log.last_index(), log.commit_index());
+        assert_eq!((last, commit, log.segments()), (5, 4, 3));
+        assert_eq!(
+            terms(&log),
+            [0, 3, 3, 3, 3, 3]
+                .map(Some)
+                .into_iter()
+                .chain([None])
+                .collect::<Vec<_>>()
+        );
+        let hard = log.hard_state();
+        assert_eq!((hard.term, hard.vote, hard.commit), (3, 0, 4));
+        assert_eq!(log.membership(), (1, FIRST_MEMBERS.into()));
+        assert_eq!(values(&log).len(), 3);
+        let check = log.check_producer(history::produced("x", 0, 2).header());
+        assert!(matches!(check, SequenceCheck::Duplicate { index: 4, .. }));
+        assert_eq!((log.unproven(), log.broken()), (None, None));
+        drop((log, opened));
+        let newer = Path::new(DIR).join("table.0");
+        let file = disk.open(&newer, OpenMode::Existing);
+        file.unwrap().write_at(0, &[&[0; 8]]).unwrap();
+    }
+}
+
+#[test]
+fn without_its_row_an_install_is_damage() {
+    let mut tree = Tree::load(INSTALLED);
+    assert_eq!(tree.remove_matching(history::INSTALL_ROW), 1);
+    let opened = open(&disk_with(&tree)).unwrap();
+    assert_eq!(opened.report.damage.len(), 1, "{:?}", opened.report);
+    let log = log(&opened, 5);
+    assert!(log.broken().is_some() && log.unproven().is_some());
+    assert!(matches!(log.reserve(1), Err(Error::Poisoned { .. })));
 }
 
 #[test]

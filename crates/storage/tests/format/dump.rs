@@ -70,6 +70,7 @@ impl Tree {
                 let (running, closed) = history::write();
                 running.store(history::RUNNING);
                 closed.store(history::CLOSED);
+                history::write_installed().store(history::INSTALLED);
             }
         });
         let root = fixtures().join(fixture);

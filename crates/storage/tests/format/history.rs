@@ -19,6 +19,10 @@ use crate::dump::Tree;
 pub(crate) const RUNNING: &str = "v2/running";
 /// Fixture: stopped cleanly.
 pub(crate) const CLOSED: &str = "v2/closed";
+/// Fixture: killed behind an install that the table does not know.
+pub(crate) const INSTALLED: &str = "v2/installed";
+/// End of the name of the file that holds the install's row.
+pub(crate) const INSTALL_ROW: &str = ".ins";
 /// The same moments as version 1 left them, without replica 5: to be read for ever, written no more.
 pub(crate) const RUNNING_V1: &str = "v1/running";
 pub(crate) const CLOSED_V1: &str = "v1/closed";
@@ -214,4 +218,54 @@ pub(crate) fn write() -> (Tree, Tree) {
     store.close().unwrap();
     drop((data, state, empty, changing));
     (running, Tree::take(&fault, Path::new(DIR)))
+}
+
+/// Two segments of replica 5, with members and a producer, come as a snapshot and take the place of a tail; an entry
+/// follows behind them.
+pub(crate) fn write_installed() -> Tree {
+    let there: Arc<dyn Disk> = Arc::new(FaultDisk::new(2));
+    let sender = Store::open(there, Path::new(DIR), options()).unwrap().store;
+    let from = sender.create_replica(spec(5), config()).unwrap();
+    vote(&from, 3, 0);
+    let members = Bytes::from_static(FIRST_MEMBERS.as_bytes());
+    from.append(3, EntryKind::Config, members, 7_000).unwrap();
+    for sequence in 0..3 {
+        let value = "s".repeat(600);
+        from.append_batch(3, &produced(&value, 1_008, sequence), 7_001)
+            .unwrap();
+    }
+    settle(&sender);
+    from.commit_to(4);
+    from.close_active(4).unwrap();
+    settle(&sender);
+    while let Some(seal) = sender.begin_seal() {
+        sender.run_seal(seal).unwrap();
+    }
+    let snapshot = from.snapshot(4).unwrap().unwrap();
+    assert_eq!(snapshot.manifest().segments.len(), 2);
+
+    let fault = FaultDisk::new(1);
+    let disk: Arc<dyn Disk> = Arc::new(fault.clone());
+    let store = Store::open(disk, Path::new(DIR), options()).unwrap().store;
+    let log = store.create_replica(spec(5), config()).unwrap();
+    vote(&log, 1, 2);
+    log.append(1, EntryKind::Command, "replaced".into(), 6_999)
+        .unwrap();
+    settle(&store);
+    store.checkpoint_now(false).unwrap();
+    let mut install = log.begin_install(snapshot.manifest().clone()).unwrap();
+    for missing in install.missing() {
+        for range in missing.ranges {
+            let len = (range.end - range.start) as usize;
+            let bytes = snapshot.read(missing.segment, range.start, len).unwrap();
+            let (segment, pos) = (missing.segment, range.start);
+            install.write(segment, pos, &bytes).unwrap();
+        }
+    }
+    install.finish().unwrap();
+    log.install(install).unwrap();
+    log.append(3, EntryKind::Noop, Bytes::new(), 7_002).unwrap();
+    settle(&store);
+    closing_mark(&store);
+    Tree::take(&fault, Path::new(DIR))
 }
