@@ -33,13 +33,6 @@ pub(crate) struct Incoming {
     _sender: Store,
 }
 
-impl Incoming {
-    /// The process ends: what is staged stays as it lies.
-    pub(crate) fn abandon(self) {
-        std::mem::forget(self.install);
-    }
-}
-
 impl Sim {
     /// Another replica offers what it has.
     pub(crate) fn begin_install(&mut self, id: u64) -> Check {

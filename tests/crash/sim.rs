@@ -712,6 +712,9 @@ impl Sim {
         let kill = self.rng.chance(50);
         let evict = self.rng.chance(20);
         self.note(if kill { "kill" } else { "power loss" }.to_owned());
+        // Nobody is left to tidy up what is staged.
+        self.disk.crash_after(0);
+        self.installs.clear();
         if kill {
             self.disk.kill();
             self.stats.kills += 1;
@@ -742,9 +745,7 @@ impl Sim {
         self.prewrite = false;
         self.checkpoint = None;
         self.seals.clear();
-        for (_, incoming) in std::mem::take(&mut self.installs) {
-            incoming.abandon();
-        }
+        self.installs.clear();
         self.logs.clear();
         self.store = None;
     }
