@@ -11,6 +11,10 @@
 //! **Architecture invariant:** the only crate that names `raft`. What peers send is checked before it sees it, and a
 //! panic inside it stops one group.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::field_reassign_with_default,
+    reason = "the library's messages are generated: a few fields are set, the rest is none of ours"
+)]
 
 pub mod bugs;
 mod error;

@@ -73,13 +73,11 @@ impl<S: LogStore> Group<S> {
                 }
             };
             let first = (prev.0 - message.index) as usize;
-            let same = frames.iter().zip(&entries[first..]);
+            let mut same = frames.iter().zip(&entries[first..]);
             let fits = same.clone().count() == frames.len()
-                && same
-                    .map(|(frame, entry)| {
-                        (frame.header.index, frame.header.term) == (entry.index, entry.term)
-                    })
-                    .all(|same| same);
+                && same.all(|(frame, entry)| {
+                    (frame.header.index, frame.header.term) == (entry.index, entry.term)
+                });
             let Some(end) = frames.last().map(|f| (f.header.index, f.header.term)) else {
                 return;
             };
