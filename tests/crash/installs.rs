@@ -182,8 +182,12 @@ impl Sim {
             .ranges
             .get(self.rng.below(pick.ranges.len() as u64) as usize)
         else {
-            // Complete, and there was no space for its footer: any byte makes it try again.
-            return self.ship(id, pick.segment, timberline_storage::FIRST_FRAME, 1);
+            // Complete, and there was no space for its footer.
+            return match incoming.install.finish() {
+                Ok(()) => Ok(()),
+                Err(Error::Refused(_)) if missing.len() > 1 => Ok(()),
+                Err(error) => self.judge("finishing an install", error),
+            };
         };
         let middle = range.start + self.rng.below(range.end - range.start);
         let from = self.rng.pick(&[range.start, range.start, middle]);

@@ -48,7 +48,8 @@ pub struct Missing {
     pub segment: usize,
     /// Its first and last entry.
     pub indexes: (u64, u64),
-    /// Positions to be read from the sender, in order.
+    /// Positions to be read from the sender, in order; none when only the space for its footer was missing, which
+    /// [`Install::finish`] tries again.
     pub ranges: Vec<Range<u64>>,
 }
 
@@ -378,6 +379,14 @@ impl Install {
         if self.finished.is_some() {
             return Ok(());
         }
+        for segment in 0..self.stages.len() {
+            let stage = &self.stages[segment];
+            let end = self.manifest.segments[segment].end();
+            if stage.checked.is_none() && stage.received.end_at(FIRST_FRAME) >= end {
+                // There was no space for its footer.
+                self.complete(segment)?;
+            }
+        }
         if let Some(missing) = self.missing().first() {
             return Err(Error::Refused(format!(
                 "segment {} of the snapshot is not complete",
@@ -433,7 +442,8 @@ impl Install {
             Some(config) => config == membership,
             None => membership.index <= first.index,
         };
-        if !proven {
+        let told = (manifest.membership_index, &manifest.membership);
+        if !proven || (membership.index, &membership.payload) != told {
             return Err(Error::corrupt(
                 "the snapshot",
                 "its membership is not that of its entries",

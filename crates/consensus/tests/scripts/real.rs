@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use timberline_consensus::{
     Change, ConfigEntry, Envelope, Group, GroupOptions, Output, Proposal, SnapshotOffer, Timing,
 };
+use timberline_record::{Batch, BatchBuilder, Codec, TimestampType};
 use timberline_storage::disk::{Disk, FaultDisk};
 use timberline_storage::{
     EntryKind, Install, Log, LogConfig, ReplicaId, ReplicaSpec, Snapshot, Store, StoreOptions,
@@ -154,6 +154,13 @@ fn talk(one: &mut Node, two: &mut Node) -> Vec<SnapshotOffer> {
     offers
 }
 
+fn batch(n: u32) -> Batch {
+    let mut builder = BatchBuilder::new(Codec::None, TimestampType::CreateTime);
+    let value = vec![n as u8; 300];
+    builder.append(1, None, Some(&value), &[]).unwrap();
+    builder.build(None).unwrap()
+}
+
 fn ship(from: &Snapshot, to: &Arc<Log>) -> Install {
     let mut install = to.begin_install(from.manifest().clone()).unwrap();
     for missing in install.missing() {
@@ -178,11 +185,8 @@ fn a_learner_joins_over_segments_and_keeps_them_through_a_power_loss() {
     leader.turn();
     let propose = |leader: &mut Node, range: std::ops::Range<u32>| {
         for n in range {
-            let payload = Bytes::from(vec![n as u8; 300]);
-            leader
-                .group
-                .propose(&Proposal::Command(payload), 2)
-                .unwrap();
+            let batch = Proposal::Batch(batch(n));
+            leader.group.propose(&batch, 2).unwrap();
         }
         leader.turn();
     };
