@@ -41,6 +41,9 @@ use crate::snapshot::{EntryPlace, SegmentManifest, SnapshotManifest};
 use crate::table::{InstallRow, TableFile, TableReplica};
 use crate::terms::TermRuns;
 
+/// Staged bytes of a segment are synced in pieces of this size: in one burst they would hold up the journal's syncs.
+const SYNC_EVERY: u64 = 4 << 20;
+
 /// What a segment still lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
@@ -72,6 +75,8 @@ struct Stage {
     /// Made with the first bytes.
     open: Option<Staged>,
     received: Ranges,
+    /// Written since the last sync, bytes.
+    unsynced: u64,
     checked: Option<Checked>,
 }
 
@@ -228,6 +233,12 @@ impl Install {
             .map_err(|e| full_or(e, bytes.len() as u64, self.io(segment, "writing")))?;
         let stage = &mut self.stages[segment];
         stage.received.add(pos, end);
+        stage.unsynced += bytes.len() as u64;
+        if stage.unsynced >= SYNC_EVERY {
+            stage.unsynced = 0;
+            self.sync(segment, &*file)?;
+        }
+        let stage = &self.stages[segment];
         if stage.received.end_at(FIRST_FRAME) < manifest.end() {
             return Ok(());
         }
@@ -267,6 +278,16 @@ impl Install {
         let path = self.stages[segment].open.as_ref().map(|open| &open.path);
         let name = path.map(|p| p.display().to_string()).unwrap_or_default();
         Error::io(format!("{what} {name}"))
+    }
+
+    fn sync(&self, segment: usize, file: &dyn DiskFile) -> Result<()> {
+        let shared = &self.log.shared;
+        if shared.has_bug(Bug::InstallUnsynced) {
+            return Ok(());
+        }
+        shared.check_poison()?;
+        let synced = file.sync().map_err(self.io(segment, "syncing"));
+        shared.fatal(synced)
     }
 
     fn discard(&mut self, segment: usize) {
@@ -344,10 +365,7 @@ impl Install {
             .and_then(|()| file.set_len(manifest.frames_end + bytes.len() as u64))
             .and_then(|()| file.write_at(0, &[&header.encode()]))
             .map_err(|e| full_or(e, bytes.len() as u64, self.io(segment, "sealing")))?;
-        if !self.log.shared.has_bug(Bug::InstallUnsynced) {
-            let synced = file.sync().map_err(self.io(segment, "syncing"));
-            self.log.shared.fatal(synced)?;
-        }
+        self.sync(segment, &*file)?;
         if let Some(open) = &mut self.stages[segment].open {
             open.file = None;
         }

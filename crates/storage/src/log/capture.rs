@@ -72,6 +72,8 @@ impl Log {
             None => files.len(),
             Some(_) => 1,
         };
+        // Where nothing was trimmed nothing goes: entries without records lie at offset 0, too.
+        let any = log_start > 0 || self.shared.has_bug(Bug::DropUntrimmed);
         let below = files[..may_go.min(files.len())]
             .windows(2)
             .take_while(|pair| {
