@@ -118,6 +118,8 @@ pub struct Group<S: LogStore> {
     elected: u64,
     /// The election timeout that was set, in ticks, and for which leader.
     timeout: (usize, NodeId),
+    /// The last entry found no space.
+    no_space: bool,
     stopped: Option<String>,
     #[cfg(feature = "planted-bugs")]
     bug: Option<Bug>,
@@ -204,6 +206,7 @@ impl<S: LogStore> Group<S> {
             committed,
             elected: 0,
             timeout: (0, 0),
+            no_space: false,
             stopped: None,
             #[cfg(feature = "planted-bugs")]
             bug,
@@ -322,17 +325,29 @@ impl<S: LogStore> Group<S> {
             Ok(Err(why)) => why,
             Err(panic) => panic_text(&*panic),
         };
-        tracing::error!(
-            node = self.options.node,
-            what,
-            why,
-            "a group stops; its replica takes no part until a restart"
-        );
         self.stop(format!("{what}: {why}"));
+    }
+
+    /// Whether it stopped for want of space alone. Once there is some, and everything in the log and its hard state are
+    /// durable, another group may be opened on the log.
+    pub fn stopped_for_space(&self) -> bool {
+        self.stopped.is_some() && self.no_space
+    }
+
+    /// What it was told.
+    pub fn options(&self) -> GroupOptions {
+        self.options
     }
 
     /// Takes no part any more.
     pub fn stop(&mut self, why: String) {
+        if self.stopped.is_none() {
+            tracing::error!(
+                node = self.options.node,
+                why,
+                "a group stops; its replica takes no part until a restart"
+            );
+        }
         self.stages.clear();
         self.term_waits.clear();
         self.incoming.clear();

@@ -69,13 +69,22 @@ struct State {
     missing_since: BTreeMap<i32, Instant>,
     leaders_at: Option<Instant>,
     asked_seeds_at: Option<Instant>,
+    /// Where brokers said that they listen, and what the metadata had then: it counts until the metadata have another
+    /// address.
+    found: BTreeMap<i32, (PeerInfo, String)>,
 }
 
 impl State {
     async fn round(&mut self, core: &Arc<Core>, node: &Arc<Node>, seeds: &[String]) {
         self.relink(core, node, seeds).await;
+        if !node::is_registered(core, &node.identity())
+            && let Err(error) = core.register_anywhere(&node.identity()).await
+        {
+            tracing::debug!(%error, "not registered as it is yet");
+        }
         for (replica, node) in node.sends.sweep() {
-            core.shards.submit(replica, Work::SendEnded { replica, node });
+            core.shards
+                .submit(replica, Work::SendEnded { replica, node });
         }
         reassign_led(core).await;
         if !core.metadata.is_controller() {
@@ -116,6 +125,9 @@ impl State {
                 rack: founder.rack,
             });
         }
+        let registered = |id: &i32| brokers.get(id).map_or("", |broker| broker.peer.as_str());
+        self.found
+            .retain(|id, (_, before)| registered(id) == before.as_str());
         let live = core.cluster.live_brokers();
         let missing = known.keys().any(|id| !live.contains(id)) || known.is_empty();
         let due = self
@@ -131,13 +143,13 @@ impl State {
                 .filter(|answer| answer.founded == mine.cluster_id)
                 .collect();
             for (id, info) in found::addresses(&answers) {
-                // They say it themselves. Those who are connected stay as they are.
-                if !live.contains(&id) || !known.contains_key(&id) {
-                    known.insert(id, info);
+                if !live.contains(&id) {
+                    self.found.insert(id, (info, registered(&id).to_owned()));
                 }
             }
-        } else if missing {
-            return;
+        }
+        for (id, (info, _)) in &self.found {
+            known.insert(*id, info.clone());
         }
         peers.set_known(known);
     }

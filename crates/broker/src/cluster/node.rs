@@ -170,6 +170,23 @@ impl Node {
     }
 }
 
+fn registration(identity: &pb::PeerIdentity) -> Option<Registration> {
+    Some(Registration {
+        id: identity.broker_id,
+        rack: identity.rack.clone(),
+        directory: Uuid::from_slice(&identity.directory_id).ok()?,
+        grpc: identity.grpc_address.clone(),
+        peer: identity.peer_address.clone(),
+        http: identity.http_address.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Whether the metadata here know a broker as it is.
+pub(crate) fn is_registered(core: &Core, identity: &pb::PeerIdentity) -> bool {
+    registration(identity).is_some_and(|one| one.is_known(&core.metadata.table()))
+}
+
 /// Registers a broker in the metadata. Only where they are led.
 ///
 /// # Errors
@@ -178,17 +195,8 @@ pub(crate) async fn register(
     core: &Arc<Core>,
     identity: &pb::PeerIdentity,
 ) -> Result<(), ApiError> {
-    let directory = Uuid::from_slice(&identity.directory_id)
-        .map_err(|_| ApiError::invalid("directory_id", "a directory id has 16 bytes"))?;
-    let registration = Registration {
-        id: identity.broker_id,
-        rack: identity.rack.clone(),
-        directory,
-        grpc: identity.grpc_address.clone(),
-        peer: identity.peer_address.clone(),
-        http: identity.http_address.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let registration = registration(identity)
+        .ok_or_else(|| ApiError::invalid("directory_id", "a directory id has 16 bytes"))?;
     if registration.is_known(&core.metadata.table()) {
         return Ok(());
     }
@@ -417,9 +425,8 @@ impl PeerHandler for Node {
         };
         let spec = |log: &Arc<Log>| chain_seed(log.spec().topic, log.spec().partition);
         let log = log.filter(|log| spec(log) == request.group);
-        let log = log.ok_or_else(|| {
-            ApiError::new(Reason::NotLeader, "the replica is not here any more")
-        })?;
+        let log = log
+            .ok_or_else(|| ApiError::new(Reason::NotLeader, "the replica is not here any more"))?;
         self.sends.answer(log, request).await
     }
 }

@@ -90,9 +90,11 @@ impl Pull {
         let mut install = self.log.begin_install(manifest).map_err(storage)?;
         loop {
             let missing = install.missing();
-            let next = missing
-                .iter()
-                .find_map(|lack| lack.ranges.first().map(|range| (lack.segment, range.clone())));
+            let next = missing.iter().find_map(|lack| {
+                lack.ranges
+                    .first()
+                    .map(|range| (lack.segment, range.clone()))
+            });
             let Some((segment, range)) = next else { break };
             let length = (range.end - range.start).min(PIECE_BYTES);
             let piece = segments.ask(pb::SnapshotRequest {
@@ -109,10 +111,16 @@ impl Pull {
                 let result = install.write(segment, range.start, &data);
                 result.map(|()| install)
             });
-            install = written.await.map_err(|_| errors::gone())?.map_err(storage)?;
+            install = written
+                .await
+                .map_err(|_| errors::gone())?
+                .map_err(storage)?;
         }
         let finished = tokio::task::spawn_blocking(move || install.finish().map(|()| install));
-        let install = finished.await.map_err(|_| errors::gone())?.map_err(storage)?;
+        let install = finished
+            .await
+            .map_err(|_| errors::gone())?
+            .map_err(storage)?;
         let ended = segments.ask(pb::SnapshotRequest {
             ended: Some(true),
             ..self.request()
@@ -307,6 +315,10 @@ fn manifest_from(manifest: &pb::SnapshotManifest) -> Option<SnapshotManifest> {
         log_start: manifest.log_start,
         membership_index: manifest.membership_index,
         membership: manifest.membership.clone(),
-        segments: manifest.segments.iter().map(segment).collect::<Option<_>>()?,
+        segments: manifest
+            .segments
+            .iter()
+            .map(segment)
+            .collect::<Option<_>>()?,
     })
 }

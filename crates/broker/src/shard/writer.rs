@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use timberline_consensus::{
-    Body, Change, Envelope, NodeId, Output, PeerView, Proposal, Refused, SnapshotMark, View,
+    Body, Change, Envelope, Group, NodeId, Output, PeerView, Proposal, Refused, SnapshotMark, View,
 };
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
@@ -28,6 +28,8 @@ use crate::partition::{Lead, Partition};
 
 /// How long a follower has for a snapshot before it is offered again. One that still pulls does not heed it.
 const OFFERED_FOR: Duration = Duration::from_secs(15);
+/// Space that a group which stopped for want of it must find.
+const REVIVED_WITH_BYTES: u64 = 1 << 20;
 /// Senders remembered beside the membership: leaders that a new replica does not know as members yet.
 const SENDERS_MAX: usize = 16;
 
@@ -608,8 +610,30 @@ impl Writer {
         }
     }
 
+    /// A group that stopped for want of space goes on when there is some.
+    fn revive(&mut self) {
+        if !self.group.stopped_for_space() {
+            return;
+        }
+        let log = Arc::clone(self.log());
+        let durable = log.durability().index >= log.last_index() && log.is_hard_state_durable();
+        if !durable || log.reserve(REVIVED_WITH_BYTES).is_err() {
+            return;
+        }
+        match Group::open(self.group.options(), log) {
+            Ok(group) => {
+                tracing::info!(replica = %self.partition.replica, "there is space again: the replica takes part");
+                self.group = group;
+            }
+            Err(error) => {
+                tracing::error!(replica = %self.partition.replica, %error, "opening the group again");
+            }
+        }
+    }
+
     /// Rolls by age and proposes retention.
     pub(super) fn housekeep(&mut self, now_ms: i64, outside: &Outside) {
+        self.revive();
         let log = self.log();
         if log.segments() == 0 {
             return;

@@ -211,7 +211,9 @@ impl<S: LogStore> Group<S> {
             entries.push(entry);
         }
         // An entry can't be given back once the library has it.
-        if new_bytes > 0 && self.log().reserve(new_bytes).is_err() {
+        // With what was stepped before and is not written yet.
+        let waiting: usize = self.incoming.values().map(|f| f.payload.len()).sum();
+        if new_bytes > 0 && self.log().reserve(new_bytes + waiting as u64).is_err() {
             return Err(Dropped::NoSpace);
         }
         message.set_msg_type(MessageType::MsgAppend);

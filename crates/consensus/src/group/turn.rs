@@ -1,7 +1,7 @@
 //! A turn: everything that follows from proposals, messages, ticks and finished syncs since the last one.
 
 use raft::eraftpb::{Entry, Message, MessageType};
-use timberline_storage::{EntryKind, HardState};
+use timberline_storage::{EntryKind, Error, HardState};
 
 use super::propose::conf_change;
 use super::{Group, Output, Stage};
@@ -152,17 +152,24 @@ impl<S: LogStore> Group<S> {
                 return Err(format!("entry {index} came without its payload"));
             }
             let noop = bytes::Bytes::new();
-            self.log()
-                .append_internal(term, EntryKind::Noop, noop, now_ms)
-                .map_err(failed)?;
-            return Ok(());
+            let written = self
+                .log()
+                .append_internal(term, EntryKind::Noop, noop, now_ms);
+            return self.note_space(written).map(drop).map_err(failed);
         };
-        self.log().append_frame(&frame).map_err(failed)?;
+        let written = self.log().append_frame(&frame);
+        self.note_space(written).map_err(failed)?;
         if frame.header.kind == EntryKind::Config {
             let store = self.raw.raft.mut_store();
             store.configs.insert(index, frame.payload);
         }
         Ok(())
+    }
+
+    /// Remembers whether it is only space that is missing.
+    fn note_space<T>(&mut self, written: Result<T, Error>) -> Result<T, Error> {
+        self.no_space = matches!(written, Err(Error::StorageFull { .. }));
+        written
     }
 
     /// [`promise`], or a mistake.

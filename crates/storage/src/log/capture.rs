@@ -78,10 +78,7 @@ impl Log {
             .windows(2)
             .take_while(|pair| {
                 let next = &pair[1].first;
-                // Where nothing was trimmed nothing goes: entries without records lie at offset 0, too.
-                let any = log_start > 0 || self.shared.has_bug(Bug::DropUntrimmed);
-                let trimmed = any && next.next_offset <= log_start;
-                trimmed
+                any && next.next_offset <= log_start
                     && next.index < state.committed.index
                     && !state.sealing.contains(&pair[0].id)
             })

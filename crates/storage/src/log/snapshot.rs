@@ -115,7 +115,10 @@ impl Log {
     /// follows closely.
     pub fn sealed_bytes_from(&self, index: u64) -> u64 {
         let files = self.files.read();
-        let behind = files.iter().rev().take_while(|f| f.first.index + 1 >= index);
+        let behind = files
+            .iter()
+            .rev()
+            .take_while(|f| f.first.index + 1 >= index);
         behind.filter(|f| f.is_sealed()).map(|f| f.end()).sum()
     }
 
