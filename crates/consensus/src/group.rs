@@ -118,6 +118,9 @@ pub struct Group<S: LogStore> {
     elected: u64,
     /// The election timeout that was set, in ticks, and for which leader.
     timeout: (usize, NodeId),
+    /// Ticks so far, and when each member answered last.
+    ticks: u64,
+    heard: BTreeMap<NodeId, u64>,
     /// The last entry found no space.
     no_space: bool,
     stopped: Option<String>,
@@ -206,6 +209,8 @@ impl<S: LogStore> Group<S> {
             committed,
             elected: 0,
             timeout: (0, 0),
+            ticks: 0,
+            heard: BTreeMap::new(),
             no_space: false,
             stopped: None,
             #[cfg(feature = "planted-bugs")]
@@ -232,6 +237,7 @@ impl<S: LogStore> Group<S> {
         if self.stopped.is_some() || !self.may_stand() {
             return;
         }
+        self.ticks += 1;
         self.contained("ticking", |group| {
             group.raw.tick();
             group.finish_joint();

@@ -564,6 +564,7 @@ impl Writer {
             .collect();
         brokers.sort_unstable();
         if self.partition.set_in_sync(brokers) {
+            tracing::debug!(replica = %self.partition.replica, committed, peers = ?self.group.peers(), "in sync");
             sends
                 .leaderships
                 .extend(cluster.note_lead(&self.partition, self.lead));

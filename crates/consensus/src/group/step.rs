@@ -55,6 +55,9 @@ impl<S: LogStore> Group<S> {
         if term == 0 || term > NUMBER_MAX {
             return Err(Dropped::Malformed("term"));
         }
+        if matches!(body, Body::AppendReply(_) | Body::BeatReply { .. }) && self.is_leader() {
+            self.heard.insert(from, self.ticks);
+        }
         let mut message = Message::default();
         message.from = from;
         message.to = to;

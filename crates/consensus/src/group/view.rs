@@ -122,6 +122,12 @@ impl<S: LogStore> Group<S> {
         self.raw.raft.lead_transferee.is_some()
     }
 
+    /// Whether a member answered within the election timeout. The library's own mark is wiped each time it is counted.
+    fn was_heard(&self, node: NodeId) -> bool {
+        let at = self.heard.get(&node);
+        at.is_some_and(|at| self.ticks - at <= self.options.timing.election_ticks as u64)
+    }
+
     /// The members as this leader sees them; empty on others.
     pub fn peers(&self) -> Vec<PeerView> {
         if !self.is_leader() {
@@ -136,7 +142,7 @@ impl<S: LogStore> Group<S> {
             .map(|(&id, progress)| PeerView {
                 node: id,
                 matched: progress.matched,
-                active: id == node || progress.recent_active,
+                active: id == node || self.was_heard(id),
                 in_snapshot: progress.state == ProgressState::Snapshot,
             })
             .collect();
