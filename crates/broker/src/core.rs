@@ -150,12 +150,16 @@ impl Core {
 
     fn check_led(&self, partition: &Partition) -> Result<(), ApiError> {
         let led = partition.check_leads(&self.cluster);
-        match (led, self.store.poisoned()) {
-            // It is not an election that would help.
-            (Err(error), Some(why)) if error.reason == Some(Reason::NoLeader) => {
-                Err(ApiError::new(Reason::StoragePoisoned, why))
+        led.map_err(|error| self.poisoned_first(error))
+    }
+
+    /// When nobody leads while this broker's directory takes no more writes, it is not an election that would help.
+    pub(crate) fn poisoned_first(&self, error: ApiError) -> ApiError {
+        match self.store.poisoned() {
+            Some(why) if error.reason == Some(Reason::NoLeader) => {
+                ApiError::new(Reason::StoragePoisoned, why)
             }
-            (led, _) => led,
+            _ => error,
         }
     }
 

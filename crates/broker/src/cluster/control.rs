@@ -486,7 +486,7 @@ impl Core {
     /// Has the controller do something, wherever it is, and waits until it shows here.
     ///
     /// # Errors
-    /// `NO_LEADER` while no controller is known; those of the call.
+    /// `NO_LEADER` while no controller is known, `STORAGE_POISONED` when none will be for that reason; those of the call.
     pub(crate) async fn to_controller(
         &self,
         method: &str,
@@ -500,7 +500,8 @@ impl Core {
         let controller =
             controller.filter(|id| peers.and_then(|p| p.state(*id)).is_some_and(|s| s.prompt));
         let (Some(controller), Some(peers)) = (controller, peers) else {
-            return Err(self.cluster.not_leader(topic, number, Some(lead)));
+            let error = self.cluster.not_leader(topic, number, Some(lead));
+            return Err(self.poisoned_first(error));
         };
         let request = pb::ForwardRequest {
             method: method.to_owned(),
