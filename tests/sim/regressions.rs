@@ -42,3 +42,8 @@ fn a_leader_deposed_before_its_first_entry_is_written() {
 fn a_sole_voter_speaks_before_its_term_is_synced() {
     holds(313);
 }
+
+#[test]
+fn an_acceptance_and_the_cut_of_its_entry_in_one_turn() {
+    holds(313);
+}

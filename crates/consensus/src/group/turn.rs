@@ -108,7 +108,15 @@ impl<S: LogStore> Group<S> {
         let mut waiting = Vec::new();
         let term_is_durable = self.has_bug(Bug::SpeakEarly)
             || self.log().durability().hard_version >= self.hard_version;
+        let term = self.raw.raft.term;
         for message in messages {
+            // An acceptance for a leader that was deposed within the same turn: what it accepts may be gone again.
+            let overtaken = message.term < term
+                && message.get_msg_type() == MessageType::MsgAppendResponse
+                && !message.reject;
+            if overtaken {
+                continue;
+            }
             match self.promise(&message) {
                 Promise::Nothing => self.post(message, out),
                 Promise::Term if term_is_durable => self.post(message, out),
