@@ -1,11 +1,11 @@
 //! `timberline drill`: a failure rehearsed under load, again and again, and what it cost.
 //!
-//! A cluster of processes is started, a topic of three replicas gets an open-loop load ([`load`]), and then each repetition
+//! A cluster of processes is started, a topic of three replicas gets an open-loop load (`load`), and then each repetition
 //! strikes: it kills or stops brokers, waits until every partition has acknowledged a record that was due after that,
 //! starts the brokers again, waits until all replicas are up to date, and until every partition has acknowledged once more.
-//! Last of all the topic is read from its beginning and compared with what was acknowledged ([`books`]).
+//! Last of all the topic is read from its beginning and compared with what was acknowledged (`books`).
 //!
-//! **What is measured** ([`gaps`]): the longest time between two acknowledgements that one partition saw within a
+//! **What is measured** (`gaps`): the longest time between two acknowledgements that one partition saw within a
 //! repetition, as the application sees it, the repetition's whole course included; a gap that is still open at the end
 //! counts as long as it is. A load of R records a second over P partitions can't tell gaps below P/R seconds from none.
 //!
