@@ -29,13 +29,17 @@ deny:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# A broker, a real file, a kill in the middle, all of it back.
+# Three brokers, a real file, two kills in the middle, all of it back.
 demo:
     cargo run --release --bin timberline -- demo
 
 # A broker on loopback.
 server *ARGS:
     cargo run --release --bin timberline -- server {{ARGS}}
+
+# A failure rehearsed under load, for instance `just drill leader-kill --times 20`.
+drill KIND *ARGS:
+    cargo run --release --bin timberline -- drill {{KIND}} {{ARGS}}
 
 # One of the programs behind docs/benchmarks.md, for instance `just bench disk_sync`.
 bench NAME *ARGS:
@@ -48,6 +52,14 @@ crash SEEDS="2000":
 # Brokers, disks and network under one seed, by number of seeds, on both cores.
 sim SEEDS="2000":
     SIM_SEEDS={{SEEDS}} cargo test --release --locked -p timberline-tests --test sim -- --nocapture seeds
+
+# One history of the simulator, with its trace.
+sim-seed SEED:
+    SIM_SEED={{SEED}} cargo test --release --locked -p timberline-tests --test sim -- --nocapture seeds
+
+# Planted mistakes, each of which the simulator must find; by name also the rare ones.
+sim-bugs BUG="":
+    SIM_BUG={{BUG}} cargo test --release --locked -p timberline-tests --test sim -- --nocapture planted
 
 # Rewrites the golden fixtures of the on-disk format: only together with docs/storage-format.md.
 fixtures:
