@@ -159,9 +159,19 @@ async fn enter(
         };
         match peers.join(seed, request).await {
             Ok(joined) if joined.cluster_id == found.cluster_id => {
+                // Those who will send the metadata are let in before it says who they are.
+                known.iter().for_each(|answer| note(node, answer));
                 node.set_found(found);
                 let mut there = addresses(&known);
                 for peer in joined.peers {
+                    if !there.contains_key(&peer.broker_id) {
+                        node.trust(&pb::PeerIdentity {
+                            broker_id: peer.broker_id,
+                            directory_id: peer.directory_id,
+                            peer_address: peer.address.clone(),
+                            ..pb::PeerIdentity::default()
+                        });
+                    }
                     there.entry(peer.broker_id).or_insert(PeerInfo {
                         address: peer.address,
                         rack: String::new(),

@@ -168,6 +168,12 @@ impl Cluster {
                 Some(known) if known.term > term => return,
                 // A leader that is known is not forgotten for one that is not, within its term.
                 Some(known) if known.term == term && broker.is_none() => return,
+                // Only the leader knows who is in sync with it; a follower's own view says nothing about that.
+                Some(known)
+                    if known.term == term && known.broker == broker && claim.in_sync.is_empty() =>
+                {
+                    return;
+                }
                 Some(known) if *known == claim => return,
                 Some(known) => *known = claim,
                 None => {

@@ -370,6 +370,7 @@ impl PeerHandler for Node {
         let peers = peers.iter().map(|(id, broker)| pb::PeerAddress {
             broker_id: *id,
             address: broker.peer.clone(),
+            directory_id: broker.directory.as_bytes().to_vec().into(),
         });
         Ok(pb::StatusResponse {
             answerer: Some(self.identity()),
@@ -406,6 +407,7 @@ impl PeerHandler for Node {
         let peers = peers.iter().map(|(id, broker)| pb::PeerAddress {
             broker_id: *id,
             address: broker.peer.clone(),
+            directory_id: broker.directory.as_bytes().to_vec().into(),
         });
         Ok(pb::JoinResponse {
             cluster_id: found.map(|found| found.cluster_id).unwrap_or_default(),

@@ -90,7 +90,7 @@ pub(crate) fn scrape(core: &Core) -> Vec<u8> {
     push(
         "active_controller",
         "1 if this broker leads the metadata log.",
-        1.0,
+        f64::from(u8::from(core.metadata.is_controller())),
     );
     let writable = core.store.poisoned().is_none();
     push(
@@ -180,17 +180,38 @@ fn push_peers(families: &mut Vec<MetricFamily>, stats: &crate::peer::PeerStats) 
     }
 }
 
+/// Each partition counts once in a cluster: where it is led, or, without a leader, at the controller.
 fn partitions(core: &Core) -> MetricFamily {
-    let (hosted, damaged) = core.metadata.partition_counts();
+    let (_, damaged) = core.metadata.partition_counts();
+    let (mut led, mut leaderless, mut under_replicated, mut under_quorum) =
+        (0u64, 0u64, 0u64, 0u64);
+    let controls = core.metadata.is_controller();
+    let live = core.leadership.live_brokers();
+    for (topic, number, partition) in core.metadata.table().partitions() {
+        match core.leadership.leader_of(topic.id, number) {
+            Some((_, leader)) if leader == core.cluster.me() => {
+                let in_sync = core.leadership.in_sync(topic.id, number);
+                let replicas = partition.replicas.iter();
+                let whole = replicas.filter(|one| !one.lost && in_sync.contains(&one.broker));
+                let whole = whole.count();
+                led += 1;
+                under_replicated += u64::from(whole < partition.replicas.len());
+                under_quorum += u64::from(whole * 2 <= partition.replicas.len());
+            }
+            Some((_, leader)) if live.contains(&leader) => {}
+            // A leader that is gone is none.
+            _ => leaderless += u64::from(controls),
+        }
+    }
     labelled(
         &name("partitions"),
         "Partitions, by state; `quarantined` are replicas on disk that the metadata does not know.",
         &["state"],
         &[
-            (&["led"], hosted as f64),
-            (&["leaderless"], 0.0),
-            (&["under_replicated"], 0.0),
-            (&["under_quorum"], 0.0),
+            (&["led"], led as f64),
+            (&["leaderless"], leaderless as f64),
+            (&["under_replicated"], under_replicated as f64),
+            (&["under_quorum"], under_quorum as f64),
             (&["quarantined"], core.metadata.quarantined() as f64),
             (&["damaged"], damaged as f64),
         ],

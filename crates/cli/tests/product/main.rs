@@ -9,6 +9,7 @@
 )]
 
 mod admin;
+mod cluster;
 mod consume;
 mod dev;
 mod errors;

@@ -119,8 +119,11 @@ pub(super) fn health(core: &Core, table: &Table) -> v1::ClusterInfoResponse {
     let mut leaderless = 0;
     let mut under_replicated = 0;
     let mut in_sync = HashMap::new();
+    let live = core.leadership.live_brokers();
     for (topic, number, partition) in table.partitions() {
-        let led = core.leadership.leader_of(topic.id, number).is_some();
+        // A leader that is gone is none.
+        let leader = core.leadership.leader_of(topic.id, number);
+        let led = leader.is_some_and(|(_, id)| id == core.cluster.me() || live.contains(&id));
         leaderless += i32::from(!led);
         let brokers = core.leadership.in_sync(topic.id, number);
         let mut replicas = partition.replicas.iter();
