@@ -1,10 +1,12 @@
 //! What goes in comes out: lines, keys, JSON, files.
 
 use std::fs;
+use std::io::Write;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Broker, random};
+use crate::harness::{Broker, finish, random, wait_for};
 
 const TEXT: &str = "one\n\nthree ünï\r\n\tfour:with:colons\nlast";
 
@@ -214,10 +216,25 @@ fn a_record_too_large_is_refused_and_what_went_before_is_counted() {
     broker
         .run(&["topic", "create", "t", "--config", "max.message.bytes=1000"])
         .ok();
-    let ran = broker.run_with(
-        &["produce", "t", "--linger", "0"],
-        format!("small\n{}\n", "x".repeat(5000)),
-    );
+    let mut producer = broker
+        .command(["produce", "t", "--linger", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = producer.stdin.take().unwrap();
+    stdin.write_all(b"small\n").unwrap();
+    // The bound is of a batch: together in one they would be refused together.
+    wait_for("the first record", || {
+        let read = broker.run(&["consume", "t", "--from", "beginning", "--until-end"]);
+        (read.out == "small\n").then_some(())
+    });
+    stdin
+        .write_all(format!("{}\n", "x".repeat(5000)).as_bytes())
+        .unwrap();
+    drop(stdin);
+    let ran = finish(producer);
     let ran = ran.fails(1, &["RECORD_TOO_LARGE", "next:"]);
     assert_eq!(ran.out, "1\n");
 }
