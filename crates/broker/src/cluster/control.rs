@@ -1,5 +1,5 @@
-//! What is looked after all the time: the controller's rounds, the metadata group's own members, changes of replicas by
-//! the partitions' leaders, links to brokers as their addresses change.
+//! What is looked after all the time: the controller's rounds, changes of replicas by the partitions' leaders, links to
+//! brokers as their addresses change.
 //!
 //! Everything here starts from what is, not from what was begun: a round that was cut short is made good by the next.
 
@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::found;
-use super::node::{self, FINISH_REASSIGN, Node, metadata_node};
+use super::members;
+use super::node::{self, FINISH_REASSIGN, Node};
 use crate::clock;
 use crate::core::Core;
 use crate::errors;
@@ -35,9 +36,6 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 const LEADERS_EVERY: Duration = Duration::from_secs(3);
 /// Leaderships handed over at a time.
 const TRANSFERS_AT_ONCE: usize = 16;
-/// Voters of the metadata group, and where there are as many brokers.
-const VOTERS: usize = 3;
-const VOTERS_MANY: usize = 5;
 
 /// Runs until the broker drains.
 pub(crate) async fn run(core: Arc<Core>, node: Arc<Node>, seeds: Vec<String>) {
@@ -68,6 +66,8 @@ struct State {
     /// Since when brokers have not been connected, while this broker controls.
     missing_since: BTreeMap<i32, Instant>,
     leaders_at: Option<Instant>,
+    /// The metadata had this broker, as it is now.
+    was_known: bool,
     asked_seeds_at: Option<Instant>,
     /// Where brokers said that they listen, and what the metadata had then: it counts until the metadata have another
     /// address.
@@ -77,7 +77,8 @@ struct State {
 impl State {
     async fn round(&mut self, core: &Arc<Core>, node: &Arc<Node>, seeds: &[String]) {
         self.relink(core, node, seeds).await;
-        if !node::is_registered(core, &node.identity())
+        if !self.was_removed(core)
+            && !node::is_registered(core, &node.identity())
             && let Err(error) = core.register_anywhere(&node.identity()).await
         {
             tracing::debug!(%error, "not registered as it is yet");
@@ -98,8 +99,20 @@ impl State {
             }
             return;
         }
-        look_after_metadata_group(core).await;
-        self.control(core).await;
+        let voters = members::look_after(core).await;
+        if let Some(voters) = voters {
+            self.control(core, &voters).await;
+        }
+    }
+
+    /// Whether somebody took this broker out of the cluster: then it does not put itself in again.
+    fn was_removed(&mut self, core: &Core) -> bool {
+        let known = core.cluster.brokers().contains_key(&core.cluster.me());
+        if self.was_known && !known {
+            tracing::warn!("this broker was removed from the cluster; stop it");
+        }
+        self.was_known |= known;
+        self.was_known && !known
     }
 
     /// Links follow the metadata; who can't be reached is looked for through the seeds, because it may have moved.
@@ -154,7 +167,7 @@ impl State {
         peers.set_known(known);
     }
 
-    async fn control(&mut self, core: &Arc<Core>) {
+    async fn control(&mut self, core: &Arc<Core>, voters: &BTreeSet<i32>) {
         let live = core.cluster.live_brokers();
         let gone = self.gone(core, &live);
         let now_ms = clock::now_ms();
@@ -169,6 +182,7 @@ impl State {
                 },
                 leaders: &leaders,
                 in_sync: &in_sync,
+                voters,
             };
             let due = self
                 .leaders_at
@@ -276,13 +290,13 @@ pub(crate) async fn finish_reassign(
     core.metadata.change("", plan).await.map(drop)
 }
 
-async fn view(core: &Core, replica: ReplicaId) -> Option<View> {
+pub(super) async fn view(core: &Core, replica: ReplicaId) -> Option<View> {
     let (reply, view) = oneshot::channel();
     core.shards.submit(replica, Work::View { replica, reply });
     view.await.ok()
 }
 
-async fn change_members(
+pub(super) async fn change_members(
     core: &Core,
     replica: ReplicaId,
     revision: u64,
@@ -404,82 +418,11 @@ fn next_step(view: &View, partition: &Partition) -> Step {
     }
 }
 
-fn has(membership: &Membership, node: NodeId) -> bool {
+pub(super) fn has(membership: &Membership, node: NodeId) -> bool {
     membership
         .members()
         .iter()
         .any(|member| member.node == node)
-}
-
-/// The metadata group's own members follow the brokers: everybody learns, three or five vote.
-async fn look_after_metadata_group(core: &Arc<Core>) {
-    let Some(view) = view(core, METADATA_REPLICA).await else {
-        return;
-    };
-    let brokers: BTreeMap<i32, (NodeId, String)> = core
-        .cluster
-        .brokers()
-        .iter()
-        .map(|(id, broker)| (*id, (metadata_node(broker.directory), broker.rack.clone())))
-        .collect();
-    let changes = metadata_step(&view, &brokers);
-    if changes.is_empty() {
-        return;
-    }
-    let revision = *core.metadata.revisions().borrow();
-    let changed = change_members(core, METADATA_REPLICA, revision, changes.clone()).await;
-    tracing::info!(?changes, ?changed, "the metadata group's members change");
-}
-
-/// One change that brings the metadata group closer to what the brokers are; none while another is under way.
-fn metadata_step(view: &View, brokers: &BTreeMap<i32, (NodeId, String)>) -> Vec<Change> {
-    let membership = &view.membership;
-    if membership.is_joint() || brokers.is_empty() {
-        return Vec::new();
-    }
-    let current = |member: &Member| {
-        let known = brokers.get(&member.broker);
-        known.is_some_and(|(node, _)| *node == member.node)
-    };
-    let stale = |members: &[Member]| members.iter().find(|member| !current(member)).copied();
-    if let Some(learner) = stale(&membership.learners) {
-        return vec![Change::Remove(learner.node)];
-    }
-    let new = brokers
-        .iter()
-        .find(|(_, (node, _))| !has(membership, *node));
-    if let Some((broker, (node, _))) = new {
-        return vec![Change::AddLearner(Member {
-            node: *node,
-            broker: *broker,
-        })];
-    }
-    let want = match brokers.len() {
-        many if many >= VOTERS_MANY => VOTERS_MANY,
-        few => few.min(VOTERS),
-    };
-    let stale = stale(&membership.voters);
-    if membership.voters.len() >= want && stale.is_none() {
-        return Vec::new();
-    }
-    let rack = |member: &Member| brokers.get(&member.broker).map(|(_, rack)| rack.as_str());
-    let voters_in = |name: Option<&str>| {
-        let staying = membership.voters.iter().filter(|v| Some(**v) != stale);
-        staying.filter(|voter| rack(voter) == name).count()
-    };
-    let ready = |learner: &&Member| {
-        let peer = view.peers.iter().find(|peer| peer.node == learner.node);
-        peer.is_some_and(|peer| peer.active && peer.matched >= view.committed)
-    };
-    let learners = membership.learners.iter().filter(ready);
-    let best = learners.min_by_key(|learner| (voters_in(rack(learner)), learner.broker));
-    match (best, stale) {
-        (Some(best), Some(stale)) => vec![Change::AddVoter(*best), Change::Remove(stale.node)],
-        (Some(best), None) => vec![Change::AddVoter(*best)],
-        // Nobody can take its place; without it a majority is easier to have.
-        (None, Some(stale)) if membership.voters.len() > 1 => vec![Change::Remove(stale.node)],
-        (None, _) => Vec::new(),
-    }
 }
 
 impl Core {

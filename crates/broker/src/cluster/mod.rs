@@ -2,12 +2,14 @@
 //!
 //! - this page: the view that calls and shards look at.
 //! - `node`: what other brokers may ask of this one, and where their messages go. `found`: how a cluster begins, and how a
-//!   broker finds it. `control`: what the controller looks after. `transfer`: sealed segments for followers.
+//!   broker finds it. `control`: what the controller looks after. `members`: who votes on the metadata. `transfer`: sealed
+//!   segments for followers.
 //!
 //! **Invariants.** Of two claims about a partition's leader the higher term wins. Nothing here is ever written down.
 
 pub(crate) mod control;
 pub(crate) mod found;
+mod members;
 pub(crate) mod node;
 pub(crate) mod transfer;
 

@@ -4,7 +4,7 @@
 //! An action is planned anew against the table it is proposed on, because one before it may have changed that; it is idle
 //! then, and the next round finds what is left. Nothing is remembered between rounds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use timberline_proto::internal::metadata_command::Command;
 use uuid::Uuid;
@@ -20,6 +20,8 @@ pub(crate) struct Soft<'a> {
     pub(crate) leaders: &'a HashMap<(Uuid, i32), i32>,
     /// Brokers whose replica of a partition is in sync.
     pub(crate) in_sync: &'a dyn Fn(Uuid, i32) -> Vec<i32>,
+    /// Brokers whose vote counts in the metadata group.
+    pub(crate) voters: &'a BTreeSet<i32>,
 }
 
 /// Something to propose.
@@ -103,7 +105,7 @@ pub(crate) fn actions(table: &Table, soft: &Soft<'_>, now_ms: i64) -> Vec<Action
             order: replicas.iter().map(|replica| replica.id).collect(),
         }));
     }
-    let ends = plan::settle(table, soft.leaders, soft.view.live, now_ms);
+    let ends = plan::settle(table, soft.leaders, soft.view.live, soft.voters, now_ms);
     actions.extend(ends.into_iter().map(Action::Settle));
     actions
 }

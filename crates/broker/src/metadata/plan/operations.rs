@@ -45,16 +45,22 @@ pub(crate) fn remaining(
     }
 }
 
-/// The commands that end open operations which have nothing left to do. A decommissioned broker is not removed by it: that
-/// is `remove_broker`.
+/// The commands that end open operations which have nothing left to do. A decommission also waits until its broker is none
+/// of the metadata's `voters`: then it may be turned off. It is not removed by it: that is `remove_broker`.
 pub(crate) fn settle(
     table: &Table,
     led: &HashMap<(Uuid, i32), i32>,
     live: &BTreeSet<i32>,
+    voters: &BTreeSet<i32>,
     now_ms: i64,
 ) -> Vec<Command> {
     let open = table.operations().open();
-    let done = open.filter(|operation| remaining(table, operation, led, live) == 0);
+    let votes = |operation: &Operation| {
+        operation.kind == OperationKind::Decommission
+            && operation.broker.is_some_and(|id| voters.contains(&id))
+    };
+    let done =
+        open.filter(|operation| remaining(table, operation, led, live) == 0 && !votes(operation));
     let ends = done.map(|operation| {
         // A move ends with its change; without one, its topic is gone.
         let gone = operation.kind == OperationKind::Move && topic_is_gone(table, operation);

@@ -1,6 +1,6 @@
 //! Rounds of the controller, until nothing is left to do.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use uuid::Uuid;
 
@@ -22,6 +22,7 @@ fn settle(c: &mut Cluster, liveness: &Liveness, leaders: &mut HashMap<(Uuid, i32
             view: liveness.view(),
             leaders,
             in_sync: &everyone,
+            voters: &BTreeSet::new(),
         };
         let due = actions(&c.table, &soft, 50);
         let handed = transfers(&c.table, &soft);
@@ -152,4 +153,18 @@ fn too_few_brokers_can_not_be_left() {
         Some(timberline_proto::error::Reason::NotEnoughBrokers)
     );
     assert_eq!(error.metadata["needed"], "3");
+}
+
+#[test]
+fn a_decommission_does_not_end_while_its_broker_votes_on_metadata() {
+    let mut c = cluster(&[1, 1, 1]);
+    let leave = plan::begin_decommission(&c.table, 2, Uuid::from_u128(1), 1).unwrap();
+    c.apply(leave).unwrap();
+    let all = c.all_live();
+    let ends = |voters: &[i32]| {
+        let voters = voters.iter().copied().collect();
+        plan::settle(&c.table, &HashMap::new(), &all.live, &voters, 2).len()
+    };
+    assert_eq!(ends(&[1, 2, 3]), 0);
+    assert_eq!(ends(&[1, 3]), 1);
 }
