@@ -45,11 +45,13 @@ impl AdminService for Services {
             Operation::Create,
             request,
             async |core, request| {
+                let live = core.leadership.live_brokers();
                 let new = NewTopic {
                     name: &request.name,
                     partitions: request.partitions,
                     replication_factor: request.replication_factor,
                     config: &request.config,
+                    live: &live,
                     id: Uuid::new_v4(),
                     now_ms: clock::now_ms(),
                 };
@@ -105,9 +107,11 @@ impl AdminService for Services {
             Operation::Alter,
             request,
             async |core, request| {
+                let live = core.leadership.live_brokers();
                 let plan = |table: &_| {
                     let topic = plan::resolve(table, request.topic.as_ref())?;
-                    plan::add_partitions(table, topic, request.total, &core.metadata.bounds)
+                    let bounds = &core.metadata.bounds;
+                    plan::add_partitions(table, topic, request.total, &live, bounds)
                 };
                 if request.validate_only {
                     core.metadata.check_only(plan)?;

@@ -4,7 +4,7 @@ mod brokers;
 mod operations;
 mod partitions;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use timberline_proto::error::{ApiError, Reason};
@@ -13,7 +13,7 @@ use timberline_proto::v1::{ConfigChange, TopicRef, topic_ref};
 use uuid::Uuid;
 
 use super::placement::Placement;
-use super::table::{Table, Topic, id_bytes, topic_id};
+use super::table::{Broker, Table, Topic, id_bytes, topic_id};
 use crate::topic::{config, name};
 
 pub(crate) use brokers::{
@@ -50,6 +50,8 @@ pub(crate) struct NewTopic<'a> {
     /// 0: the cluster's default, one replica for each broker up to three.
     pub(crate) replication_factor: i32,
     pub(crate) config: &'a HashMap<String, String>,
+    /// Brokers that are connected.
+    pub(crate) live: &'a BTreeSet<i32>,
     pub(crate) id: Uuid,
     pub(crate) now_ms: i64,
 }
@@ -166,15 +168,23 @@ fn check_partitions(
     Ok(())
 }
 
-/// Places `count` new partitions from number `first` on active brokers.
+/// Places `count` new partitions from number `first` on active brokers: those that live, as long as they are enough. A
+/// partition that is placed on others may have to wait for its first leader until they are back.
 fn place(
     table: &Table,
+    live: &BTreeSet<i32>,
     topic: Uuid,
     first: usize,
     count: usize,
     factor: usize,
 ) -> Vec<pb::Partition> {
-    let mut placement = Placement::of(table, |_, broker| broker.is_active());
+    let there = |id: i32, broker: &Broker| broker.is_active() && live.contains(&id);
+    let brokers = table.brokers().iter();
+    let enough = brokers.filter(|(id, one)| there(**id, one)).count() >= factor;
+    let mut placement = Placement::of(table, |id, broker| match enough {
+        true => there(id, broker),
+        false => broker.is_active(),
+    });
     let mut next_replica = table.next_replica_id();
     (first..first + count)
         .map(|number| {
@@ -252,7 +262,7 @@ pub(crate) fn create_topic(
     Ok(Command::CreateTopic(pb::CreateTopic {
         name: new.name.to_owned(),
         topic_id: id_bytes(new.id),
-        partitions: place(table, new.id, 0, new.partitions as usize, factor),
+        partitions: place(table, new.live, new.id, 0, new.partitions as usize, factor),
         replication_factor: factor as i32,
         config: new.config.clone(),
         created_at_ms: new.now_ms,
@@ -322,6 +332,7 @@ pub(crate) fn add_partitions(
     table: &Table,
     topic: &Topic,
     total: i32,
+    live: &BTreeSet<i32>,
     bounds: &Bounds,
 ) -> Result<Command, ApiError> {
     let existing = topic.partitions.len();
@@ -340,7 +351,7 @@ pub(crate) fn add_partitions(
     }
     Ok(Command::AddPartitions(pb::AddPartitions {
         topic_id: id_bytes(topic.id),
-        partitions: place(table, topic.id, existing, total - existing, factor),
+        partitions: place(table, live, topic.id, existing, total - existing, factor),
     }))
 }
 

@@ -69,6 +69,7 @@ impl Cluster {
             partitions,
             replication_factor: factor,
             config: &HashMap::new(),
+            live: &self.table.brokers().keys().copied().collect(),
             id,
             now_ms: 5,
         };

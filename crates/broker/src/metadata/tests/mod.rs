@@ -6,7 +6,7 @@ mod operations;
 mod placement;
 mod replicas;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use timberline_proto::error::Reason;
 use timberline_proto::internal::{self as pb, metadata_command::Command};
@@ -68,6 +68,7 @@ fn create(table: &mut Table, name: &str, partitions: i32) -> Result<Uuid, Option
         partitions,
         replication_factor: 0,
         config: &config,
+        live: &BTreeSet::new(),
         id,
         now_ms: 5,
     };
@@ -88,7 +89,7 @@ fn a_topic_lives_grows_and_dies() {
     let replicas: Vec<u64> = topic.partitions.iter().map(|p| p.replicas[0].id).collect();
     assert_eq!(replicas, [1, 2, 3]);
 
-    let grown = plan::add_partitions(&table, &topic, 5, &bounds()).unwrap();
+    let grown = plan::add_partitions(&table, &topic, 5, &BTreeSet::new(), &bounds()).unwrap();
     table.apply(NEXT, &command("", grown)).unwrap();
     assert_eq!(table.topic(id).unwrap().partitions[4].replicas[0].id, 5);
     assert_eq!(table.partition_count(), 5);
@@ -141,7 +142,8 @@ fn counts_are_bounded() {
     create(&mut table, "third", 500).unwrap();
     let first = table.topic_named("first").unwrap();
     for total in [-1, 0, 999, 1000, 1001] {
-        let error = plan::add_partitions(&table, first, total, &bounds()).unwrap_err();
+        let error =
+            plan::add_partitions(&table, first, total, &BTreeSet::new(), &bounds()).unwrap_err();
         assert_eq!(error.reason, Some(Reason::InvalidArgument));
     }
 }
@@ -156,6 +158,7 @@ fn more_replicas_than_brokers_are_refused() {
             partitions: 1,
             replication_factor: factor,
             config: &config,
+            live: &BTreeSet::new(),
             id: Uuid::new_v4(),
             now_ms: 0,
         };

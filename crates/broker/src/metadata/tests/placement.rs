@@ -1,12 +1,14 @@
 //! Properties of placement, over clusters of many shapes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::bounds;
 use super::cluster::Cluster;
 use crate::metadata::placement::{Placement, majority};
+use crate::metadata::plan::{self, NewTopic};
 use crate::metadata::table::{BrokerState, Table};
 
 /// Largest minus smallest.
@@ -164,4 +166,31 @@ fn a_broker_without_a_rack_is_a_domain_of_its_own() {
     assert_eq!(placement.overfull(&[1, 2, 3]), None);
     let overfull = placement.overfull(&[1, 3, 4]).unwrap();
     assert_eq!(placement.rack(overfull.domain), "a");
+}
+
+#[test]
+fn a_new_topic_does_not_wait_for_a_broker_that_is_away() {
+    let mut c = cluster(&[1, 1, 1]);
+    let config = HashMap::new();
+    let live = BTreeSet::from([1, 3]);
+    let new = |name, replication_factor| NewTopic {
+        name,
+        partitions: 6,
+        replication_factor,
+        config: &config,
+        live: &live,
+        id: Uuid::new_v4(),
+        now_ms: 1,
+    };
+    let create = plan::create_topic(&c.table, &new("two", 2), &bounds()).unwrap();
+    c.apply(create).unwrap();
+    assert_eq!(c.table.replicas_on(2), 0);
+    let two = c.table.topic_named("two").unwrap().clone();
+    let grow = plan::add_partitions(&c.table, &two, 9, &live, &bounds()).unwrap();
+    c.apply(grow).unwrap();
+    assert_eq!(c.table.replicas_on(2), 0);
+    // Where those that live are too few, a majority of them has to do.
+    let create = plan::create_topic(&c.table, &new("three", 3), &bounds()).unwrap();
+    c.apply(create).unwrap();
+    assert_eq!(c.table.replicas_on(2), 6);
 }
