@@ -168,8 +168,13 @@ impl Cluster {
             let mut claims = self.claims.write();
             match claims.get_mut(&place) {
                 Some(known) if known.term > term => return,
-                // A leader that is known is not forgotten for one that is not, within its term.
-                Some(known) if known.term == term && broker.is_none() => return,
+                // A leader that is known is not forgotten for one that is not, within its term, but by itself: it has
+                // stepped down.
+                Some(known)
+                    if known.term == term && broker.is_none() && known.broker != Some(self.me) =>
+                {
+                    return;
+                }
                 // Only the leader knows who is in sync with it; a follower's own view says nothing about that.
                 Some(known)
                     if known.term == term && known.broker == broker && claim.in_sync.is_empty() =>
@@ -231,7 +236,9 @@ impl Cluster {
         let heard = heard.map(|claim| (claim.term, claim.broker));
         let best = local.into_iter().chain(heard).max();
         let (term, leader) = best.unwrap_or_default();
-        let Some(leader) = leader.filter(|leader| *leader != self.me) else {
+        // Nobody is sent to a broker that is gone.
+        let there = |leader: &i32| *leader != self.me && self.live.read().contains(leader);
+        let Some(leader) = leader.filter(there) else {
             return ApiError::new(
                 Reason::NoLeader,
                 format!("no leader is known for partition {number} now"),
@@ -306,7 +313,9 @@ impl Leadership for Cluster {
     fn leader_of(&self, topic: Uuid, partition: i32) -> Option<(u64, i32)> {
         let claims = self.claims.read();
         let claim = claims.get(&(topic, partition))?;
-        claim.broker.map(|broker| (claim.term, broker))
+        // A claim outlives its broker; a leader that is gone is none.
+        let broker = claim.broker.filter(|id| self.live.read().contains(id))?;
+        Some((claim.term, broker))
     }
 
     fn in_sync(&self, topic: Uuid, partition: i32) -> Vec<i32> {

@@ -61,18 +61,22 @@ impl MetadataService for Services {
         let core = Arc::clone(&self.core);
         let mut revisions = core.metadata.revisions();
         revisions.mark_changed();
-        let state = (core, revisions, topics, None::<GetMetadataResponse>, active);
+        // Who leads and who lives is not in the metadata log, and moves without a revision.
+        let news = (revisions, core.cluster.changes());
+        let state = (core, news, topics, None::<GetMetadataResponse>, active);
         let stream = futures::stream::unfold(Some(state), |state| async move {
-            let (core, mut revisions, topics, mut last, active) = state?;
+            let (core, (mut revisions, mut changes), topics, mut last, active) = state?;
             loop {
                 tokio::select! {
                     changed = revisions.changed() => changed.ok()?,
+                    changed = changes.changed() => changed.ok()?,
                     () = core.lifecycle.reached(Phase::Draining) => return None,
                 }
                 if last.is_some() {
                     tokio::time::sleep(WATCH_PAUSE).await;
                 }
                 let revision = *revisions.borrow_and_update();
+                changes.mark_unchanged();
                 let metadata = match answer(&core, &topics, false) {
                     Ok(metadata) => metadata,
                     // The topics have grown beyond the bound: the stream ends so.
@@ -89,7 +93,7 @@ impl MetadataService for Services {
                 core.metrics
                     .response_bytes
                     .inc_by(response.encoded_len() as u64);
-                let state = (core, revisions, topics, last, active);
+                let state = (core, (revisions, changes), topics, last, active);
                 return Some((Ok(response), Some(state)));
             }
         });
