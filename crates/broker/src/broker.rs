@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use timberline_consensus::{ConfigEntry, Member, Timing};
-use timberline_proto::error::Reason;
 use timberline_proto::internal::{self as pb, metadata_command::Command};
 use timberline_storage::disk::{Disk, RealDisk};
 use timberline_storage::{Log, LogConfig, Opened, Running, Store, StoreOptions};
@@ -429,7 +428,10 @@ impl Basis {
         let seeds = &self.config.cluster.seeds.0;
         if let Some(found) = known_cluster(log)? {
             self.node.set_found(found);
-            return Ok(());
+            return match self.cluster.peers() {
+                Some(peers) => found::check_seeds(&self.node, peers, seeds).await,
+                None => Ok(()),
+            };
         }
         let Some(peers) = self.cluster.peers() else {
             let entry = ConfigEntry::founding(vec![me]);
@@ -562,11 +564,7 @@ async fn registered(core: &Arc<Core>, node: &Arc<Node>) -> Result<(), Error> {
             break;
         }
         if let Err(error) = result {
-            let hopeless = matches!(
-                error.reason,
-                Some(Reason::BrokerIdInUse | Reason::UnsupportedVersion | Reason::InvalidArgument)
-            );
-            if hopeless {
+            if found::is_hopeless(&error) {
                 return Err(Error::Start(error.to_string()));
             }
         }
@@ -742,5 +740,30 @@ impl RunningBroker {
         {
             tracing::warn!("not everything could be handed over; the rest is elected anew");
         }
+    }
+}
+
+impl Drop for RunningBroker {
+    /// Without a shutdown before, this is a crash: nobody is told, nothing is handed over, and nothing goes on that could
+    /// still speak for this broker. Joins threads, which takes them what is in their inboxes.
+    fn drop(&mut self) {
+        let Some(parts) = self.parts.lock().take() else {
+            return;
+        };
+        parts.housekeeping.abort();
+        parts.grpc.abort();
+        parts.http.abort();
+        parts.tasks.iter().for_each(JoinHandle::abort);
+        if let Some(peers) = self.core.cluster.peers() {
+            peers.close();
+        }
+        parts.http_slot.store(None);
+        self.core.lifecycle.hang_up.notify_waiters();
+        self.core.lifecycle.enter(Phase::Stopped);
+        parts.committed.stop();
+        let _ = parts.backend.join();
+        self.core.shards.stop();
+        drop(parts.storage);
+        self.stopped.notify_waiters();
     }
 }

@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use timberline_consensus::{ConfigEntry, Member};
-use timberline_proto::error::ApiError;
+use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
 use uuid::Uuid;
 
@@ -22,6 +22,11 @@ use crate::peer::{PeerInfo, Peers};
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// So many rounds without progress are said in the log, once.
 const ROUNDS_UNTIL_SAID: usize = 30;
+/// A seed that refuses for good is believed after so long: whoever returns with another disk may be there before the
+/// others have noticed that it went (`PROMPT_KEEPALIVE` and its timeout).
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// How long a start waits for the seeds to say which cluster they are of.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Voters of the metadata group.
 const VOTERS: usize = 3;
 /// Voters where there are as many seeds.
@@ -39,7 +44,8 @@ pub(crate) enum Begin {
 /// Asks the seeds until there is a cluster. Does not end as long as there is none.
 ///
 /// # Errors
-/// [`Error::Start`] when the seeds can never agree: two brokers with one id, lists of seeds that differ.
+/// [`Error::Start`] when the seeds can never agree: two brokers with one id, lists of seeds that differ; and when one of
+/// them goes on refusing this broker for a reason that does not pass.
 pub(crate) async fn find(
     node: &Arc<Node>,
     peers: &Peers,
@@ -48,12 +54,20 @@ pub(crate) async fn find(
 ) -> Result<Begin, Error> {
     let me = node.identity();
     let mut said = "";
+    let mut refused_since = None;
     for round in 0usize.. {
         let answers = ask(peers, seeds, &me).await;
         let known: Vec<&pb::StatusResponse> = answers.iter().flatten().collect();
         if let Some(founded) = known.iter().find(|answer| !answer.founded.is_empty()) {
-            if let Some(begin) = enter(node, peers, &answers, seeds, founded, directory).await {
-                return Ok(begin);
+            match enter(node, peers, &answers, seeds, founded, directory).await {
+                Ok(Some(begin)) => return Ok(begin),
+                Ok(None) => refused_since = None,
+                Err(error) => {
+                    let since: &mut Instant = refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= REFUSED_FOR {
+                        return Err(Error::Start(error.to_string()));
+                    }
+                }
             }
         } else if known.len() == seeds.len() {
             match agree(&known, &me)? {
@@ -126,7 +140,54 @@ pub(crate) fn addresses(answers: &[&pb::StatusResponse]) -> BTreeMap<i32, PeerIn
         .collect()
 }
 
+/// A refusal that waiting does not change.
+pub(crate) fn is_hopeless(error: &ApiError) -> bool {
+    matches!(
+        error.reason,
+        Some(Reason::BrokerIdInUse | Reason::UnsupportedVersion | Reason::InvalidArgument)
+    )
+}
+
+/// Whether the seeds are of the cluster that this directory belongs to, as far as they answer soon.
+///
+/// # Errors
+/// [`Error::Start`] when all that say so are of another one.
+pub(crate) async fn check_seeds(node: &Node, peers: &Peers, seeds: &[String]) -> Result<(), Error> {
+    let me = node.identity();
+    let asked = seeds.iter().map(|seed| {
+        let request = pb::StatusRequest {
+            asker: Some(me.clone()),
+        };
+        async move {
+            let answer = tokio::time::timeout(CHECK_TIMEOUT, peers.status(seed, request)).await;
+            Some((seed, answer.ok()?.ok()?))
+        }
+    });
+    let answers = futures::future::join_all(asked).await;
+    let others = answers.iter().flatten().filter(|(_, answer)| {
+        let answerer = answer.answerer.as_ref();
+        !answer.founded.is_empty()
+            && answerer.is_some_and(|other| other.directory_id != me.directory_id)
+    });
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        others.partition(|(_, answer)| answer.founded == me.cluster_id);
+    match theirs.first() {
+        Some((seed, answer)) if ours.is_empty() => {
+            let why = format!(
+                "the data directory belongs to cluster {}, the seed {seed} to cluster {}",
+                me.cluster_id, answer.founded
+            );
+            let error = ApiError::new(Reason::WrongCluster, why);
+            Err(Error::Start(error.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// There is a cluster: founders that missed the founding found it now, others ask to be let in.
+///
+/// # Errors
+/// A refusal that waiting does not change, when nobody let this broker in.
 async fn enter(
     node: &Arc<Node>,
     peers: &Peers,
@@ -134,7 +195,7 @@ async fn enter(
     seeds: &[String],
     founded: &pb::StatusResponse,
     directory: Uuid,
-) -> Option<Begin> {
+) -> Result<Option<Begin>, ApiError> {
     let founding = ConfigEntry::decode(&founded.membership).ok();
     let me = metadata_node(directory);
     let found = Found {
@@ -146,8 +207,9 @@ async fn enter(
         known.iter().for_each(|answer| note(node, answer));
         node.set_found(found);
         connect(peers, &known);
-        return Some(Begin::Found(entry));
+        return Ok(Some(Begin::Found(entry)));
     }
+    let mut hopeless = None;
     let in_it = answers.iter().zip(seeds);
     let in_it = in_it.filter(|(answer, _)| {
         let founded = answer.as_ref().map(|answer| answer.founded.as_str());
@@ -178,17 +240,18 @@ async fn enter(
                     });
                 }
                 peers.set_known(there);
-                return Some(Begin::Joined);
+                return Ok(Some(Begin::Joined));
             }
             Ok(_) => {}
-            Err(error) => log_refusal(seed, &error),
+            Err(error) => {
+                tracing::warn!(seed, %error, "not let in yet");
+                if is_hopeless(&error) {
+                    hopeless = Some(error);
+                }
+            }
         }
     }
-    None
-}
-
-fn log_refusal(seed: &str, error: &ApiError) {
-    tracing::warn!(seed, %error, "not let in yet");
+    hopeless.map_or(Ok(None), Err)
 }
 
 /// Every seed answered and none has a cluster: who founds it. `None` when this broker is not among the seeds.
