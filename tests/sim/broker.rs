@@ -58,8 +58,8 @@ pub(crate) struct Running {
     /// The cycle in flight, and whether it was run.
     pub(crate) cycle: Option<(Cycle, bool)>,
     pub(crate) directs: BTreeMap<u64, (DirectSync, bool)>,
-    /// With what is to be synced before it ends, and the commit indexes that it captured.
-    pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>, BTreeMap<NodeId, u64>)>,
+    /// With what is to be synced before it ends.
+    pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     /// Replicas with something to work off.
     pub(crate) dirty: BTreeSet<NodeId>,
     pub(crate) turn_due: bool,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use timberline_consensus::Membership;
 use timberline_storage::{Error, Log, ReplicaId};
 
 use crate::checker::{Check, ensure};
@@ -175,9 +176,7 @@ impl World {
             && let Some(mut checkpoint) = running.store.begin_checkpoint()
         {
             let syncs = checkpoint.take_syncs();
-            let commits = running.replicas.iter();
-            let commits = commits.map(|(&n, r)| (n, r.group.log().commit_index()));
-            running.checkpoint = Some((checkpoint, syncs, commits.collect()));
+            running.checkpoint = Some((checkpoint, syncs));
             self.after(delay, Event::Checkpoint(broker, life));
         }
     }
@@ -192,27 +191,19 @@ impl World {
         if running.poisoned {
             return Ok(());
         }
-        let Some((checkpoint, mut syncs, commits)) = running.checkpoint.take() else {
+        let Some((checkpoint, mut syncs)) = running.checkpoint.take() else {
             return Ok(());
         };
         let done = match syncs.pop() {
             Some(sync) => {
                 let done = running.store.run_checkpoint_sync(&sync);
                 if done.is_ok() {
-                    running.checkpoint = Some((checkpoint, syncs, commits));
+                    running.checkpoint = Some((checkpoint, syncs));
                     self.after(delay, Event::Checkpoint(broker, life));
                 }
                 done
             }
-            None => {
-                let done = running.store.finish_checkpoint(checkpoint);
-                for (node, commit) in commits.into_iter().filter(|_| done.is_ok()) {
-                    if let Some(place) = self.replicas.get_mut(&node) {
-                        place.commit_kept = place.commit_kept.max(commit);
-                    }
-                }
-                done
-            }
+            None => running.store.finish_checkpoint(checkpoint),
         };
         if let Err(error) = done {
             let at = &self.brokers[broker];
@@ -293,19 +284,24 @@ impl World {
         Ok(())
     }
 
-    /// Replicas that left their group's membership go, once all who stay know for good that the change is committed:
-    /// one that lost power would find the old membership, and wait for those who are gone.
+    /// Replicas that left their group's membership go, once a leader of the others says that they may. It has the newest
+    /// membership: in the product the metadata's revision tells one that was deposed and doesn't know.
     fn retire(&mut self, broker: usize) -> Check {
         let leaves = |world: &World, node: u64| {
             let place = world.replicas[&node];
-            let members = &world.groups[place.group].members.1;
-            let named = members.members().iter().any(|m| m.node == node);
-            let (index, members_all) = (world.groups[place.group].members.0, members.members());
-            let known = members_all
+            let mut others = world
+                .brokers
                 .iter()
-                .filter_map(|m| world.replicas.get(&m.node))
-                .all(|p| p.commit_kept >= index);
-            place.broker == broker && place.joined && !members.is_joint() && !named && known
+                .filter_map(|other| other.running.as_ref())
+                .flat_map(|running| running.replicas.iter());
+            place.broker == broker
+                && place.joined
+                && others.any(|(&other, replica)| {
+                    world.replicas[&other].group == place.group
+                        && replica.group.log().membership().0 == world.groups[place.group].members.0
+                        && replica.group.is_membership_kept()
+                        && !names(replica.group.membership(), node)
+                })
         };
         let nodes: Vec<u64> = self.replicas.keys().copied().collect();
         for node in nodes {
@@ -332,4 +328,9 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn names(membership: &Membership, node: u64) -> bool {
+    let members = membership.members();
+    members.iter().any(|member| member.node == node)
 }

@@ -94,8 +94,6 @@ pub(crate) struct Place {
     pub(crate) broker: usize,
     /// It was a member once: it goes when it is none any more.
     pub(crate) joined: bool,
-    /// A checkpoint holds this commit index.
-    pub(crate) commit_kept: u64,
     /// Last index when its broker ended.
     pub(crate) last: u64,
 }
@@ -283,7 +281,6 @@ impl World {
                 group,
                 broker,
                 joined: false,
-                commit_kept: 0,
                 last: 0,
             },
         );

@@ -35,6 +35,8 @@ pub enum Bug {
     SpeakEarly,
     /// A candidate that was elected and deposed within one turn forgets that it was.
     ForgetElection,
+    /// Who was removed may go as soon as its leader knows that the change is committed.
+    LeaveEarly,
 }
 
 impl Bug {
@@ -56,5 +58,6 @@ impl Bug {
         Bug::ForgetProvenMembership,
         Bug::SpeakEarly,
         Bug::ForgetElection,
+        Bug::LeaveEarly,
     ];
 }

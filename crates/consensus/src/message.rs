@@ -43,7 +43,7 @@ pub enum Body {
     },
     /// The answer to [`Body::Beat`].
     BeatReply {
-        /// The sender's commit index.
+        /// The commit index that the sender will still know after a restart.
         commit: u64,
     },
     /// Campaign at once: the leader hands over to the receiver (Raft section 3.10).
@@ -107,7 +107,7 @@ pub struct AppendReply {
     pub index: u64,
     /// Set when the entry before the first did not match: where to try next.
     pub refused: Option<Mismatch>,
-    /// The follower's commit index.
+    /// The commit index that the follower will still know after a restart.
     pub commit: u64,
 }
 

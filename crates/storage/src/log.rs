@@ -91,6 +91,8 @@ pub(crate) struct State {
     pub(crate) hard_version: u64,
     /// Hard states up to this version are durable.
     pub(crate) hard_durable: u64,
+    /// A commit index that is in a cycle that was synced.
+    pub(crate) commit_durable: u64,
     /// The replica itself is not in a cycle yet.
     pub(crate) unborn: bool,
     /// Behind the last entry.
@@ -216,6 +218,7 @@ impl Log {
                 hard: parts.hard,
                 hard_version: 0,
                 hard_durable: 0,
+                commit_durable: parts.hard.commit,
                 unborn: parts.unborn,
                 durable: parts.tail.index,
                 tail: parts.tail,

@@ -72,13 +72,15 @@ impl Memberships {
         self.uncommitted.push_back(Membership { index, payload });
     }
 
-    /// Entries up to the index are committed.
-    pub(crate) fn commit(&mut self, index: u64) {
+    /// Entries up to the index are committed. Gives whether that makes another membership the committed one.
+    pub(crate) fn commit(&mut self, index: u64) -> bool {
+        let before = self.committed.index;
         while self.uncommitted.front().is_some_and(|m| m.index <= index) {
             if let Some(membership) = self.uncommitted.pop_front() {
                 self.committed = membership;
             }
         }
+        self.committed.index != before
     }
 
     /// Entries behind the index are gone.

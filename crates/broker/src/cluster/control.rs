@@ -284,9 +284,22 @@ pub(crate) async fn finish_reassign(
         topic,
         partition: finish.partition,
         voters: finish.replica_ids,
+        revision: finish.revision,
     };
     let now_ms = clock::now_ms();
-    let plan = |table: &Table| action.plan(table, now_ms).ok_or_else(idle);
+    let plan = |ahead: &Table| {
+        // A word of an earlier change, or one that another change overtakes, must not be proposed at all.
+        let change = |table: &Table| {
+            let partition = table.topic(topic)?.partition(finish.partition)?;
+            Some((partition.revision, partition.reassign.clone()?))
+        };
+        let known = change(&core.metadata.table());
+        let current = known.filter(|(revision, _)| *revision == finish.revision);
+        if current.map(|(_, change)| change) != change(ahead).map(|(_, change)| change) {
+            return Err(idle());
+        }
+        action.plan(ahead, now_ms).ok_or_else(idle)
+    };
     core.metadata.change("", plan).await.map(drop)
 }
 
@@ -343,20 +356,21 @@ async fn reassign_led(core: &Arc<Core>) {
                 tracing::info!(%topic, number, ?changed, "replicas change");
             }
             Step::Done => {
-                let voters = partition.target().iter().map(|replica| replica.id);
-                report_finished(core, topic, number, voters.collect()).await;
+                report_finished(core, topic, number, &partition).await;
             }
         }
     }
 }
 
-async fn report_finished(core: &Arc<Core>, topic: Uuid, number: i32, voters: Vec<u64>) {
+async fn report_finished(core: &Arc<Core>, topic: Uuid, number: i32, partition: &Partition) {
     use prost::Message;
+    let target = partition.target().iter();
     let finish = pb::FinishReassign {
         topic_id: id_bytes(topic),
         partition: number,
-        replica_ids: voters,
+        replica_ids: target.map(|replica| replica.id).collect(),
         at_ms: clock::now_ms(),
+        revision: partition.revision,
     };
     let result = if core.metadata.is_controller() {
         finish_reassign(core, finish).await
@@ -412,9 +426,19 @@ fn next_step(view: &View, partition: &Partition) -> Step {
     let members = membership.members().into_iter();
     let removed = members.filter(|member| !wanted(member.node));
     changes.extend(removed.map(|member| Change::Remove(member.node)));
+    if changes.is_empty() && view.revision < partition.revision {
+        // An earlier leader may still be about that knows nothing of a change since; this one can only say so by a
+        // committed entry.
+        let voter = target
+            .iter()
+            .find(|member| membership.is_voter(member.node));
+        changes.extend(voter.map(|member| Change::AddVoter(*member)));
+    }
     match changes.is_empty() {
-        true => Step::Done,
         false => Step::Change(changes),
+        true if view.membership_kept => Step::Done,
+        // With the record of it the removed ones' files go.
+        true => Step::Wait,
     }
 }
 

@@ -38,7 +38,11 @@ pub(super) async fn look_after(core: &Arc<Core>) -> Option<BTreeSet<i32>> {
     let seats: BTreeMap<i32, Seat> = brokers.iter().map(|(id, one)| (*id, seat(one))).collect();
     let membership = &view.membership;
     let voters = membership.voters.iter().chain(&membership.outgoing);
-    let voters = voters.map(|member| member.broker).collect();
+    let voters = match view.membership_kept {
+        true => voters.map(|member| member.broker).collect(),
+        // Those who just lost theirs may be asked again.
+        false => seats.keys().copied().collect(),
+    };
     let changes = next_change(&view, &seats);
     if changes.is_empty() {
         return Some(voters);
@@ -156,6 +160,7 @@ mod tests {
         let peers = voters.iter().chain(learners).map(|broker| PeerView {
             node: member(*broker).node,
             matched: 7,
+            committed: 7,
             active: true,
             in_snapshot: false,
         });
@@ -171,6 +176,8 @@ mod tests {
                 learners: members(learners),
                 ..Membership::default()
             },
+            revision: 1,
+            membership_kept: true,
         }
     }
 

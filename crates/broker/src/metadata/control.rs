@@ -39,6 +39,7 @@ pub(crate) enum Action {
         topic: Uuid,
         partition: i32,
         voters: Vec<u64>,
+        revision: u64,
     },
     /// Give a partition another preferred leader; its replicas, by id.
     Prefer {
@@ -62,7 +63,8 @@ impl Action {
                 topic,
                 partition,
                 voters,
-            } => plan::finish_reassign(table, *topic, *partition, voters, now_ms),
+                revision,
+            } => plan::finish_reassign(table, *topic, *partition, voters, *revision, now_ms),
             Action::Prefer {
                 topic,
                 partition,

@@ -10,6 +10,8 @@ use crate::message::{Append, AppendReply, Body, Candidacy, Envelope, Frame, Mism
 
 impl<S: LogStore> Group<S> {
     pub(super) fn post(&mut self, message: Message, out: &mut Output) {
+        // What a leader counts on when it lets a removed member go.
+        let kept = |group: &Self| message.commit.min(group.log().durability().commit);
         let body = match message.get_msg_type() {
             MessageType::MsgAppend => return self.post_append(&message, out),
             MessageType::MsgAppendResponse => Body::AppendReply(AppendReply {
@@ -21,7 +23,7 @@ impl<S: LogStore> Group<S> {
                     hint: message.reject_hint,
                     hint_term: message.log_term,
                 }),
-                commit: message.commit,
+                commit: kept(self),
             }),
             MessageType::MsgRequestVote => Body::Vote(candidacy(&message)),
             MessageType::MsgRequestPreVote => Body::PreVote(candidacy(&message)),
@@ -30,9 +32,7 @@ impl<S: LogStore> Group<S> {
             MessageType::MsgHeartbeat => Body::Beat {
                 commit: message.commit,
             },
-            MessageType::MsgHeartbeatResponse => Body::BeatReply {
-                commit: message.commit,
-            },
+            MessageType::MsgHeartbeatResponse => Body::BeatReply { commit: kept(self) },
             MessageType::MsgTimeoutNow => Body::TimeoutNow,
             MessageType::MsgSnapshot => return self.offer(&message, out),
             // Forwarded proposals and reads, which nobody here makes.

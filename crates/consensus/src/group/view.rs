@@ -3,6 +3,7 @@
 use raft::{ProgressState, StateRole};
 
 use super::Group;
+use crate::bugs::Bug;
 use crate::log_store::LogStore;
 use crate::membership::Membership;
 use crate::message::NodeId;
@@ -25,6 +26,8 @@ pub struct PeerView {
     pub node: NodeId,
     /// Everything up to here is on its stable storage.
     pub matched: u64,
+    /// It will still know after a restart that everything up to here is committed.
+    pub committed: u64,
     /// It was heard of within the election timeout.
     pub active: bool,
     /// It waits for a snapshot.
@@ -46,6 +49,10 @@ pub struct View {
     pub last_index: u64,
     /// The members, as applied.
     pub membership: Membership,
+    /// Revision of the metadata that asked for this membership.
+    pub revision: u64,
+    /// Who is no member any more isn't needed again, see [`Group::is_membership_kept`].
+    pub membership_kept: bool,
     /// As seen by the leader; empty elsewhere.
     pub peers: Vec<PeerView>,
 }
@@ -142,12 +149,38 @@ impl<S: LogStore> Group<S> {
             .map(|(&id, progress)| PeerView {
                 node: id,
                 matched: progress.matched,
+                committed: match id == node {
+                    true => self.log().durability().commit,
+                    false => progress.committed_index,
+                },
                 active: id == node || self.was_heard(id),
                 in_snapshot: progress.state == ProgressState::Snapshot,
             })
             .collect();
         peers.sort_by_key(|peer| peer.node);
         peers
+    }
+
+    /// Whether those who left may go with what they have, as this leader knows it: a majority of the voters, and every
+    /// member that answers, will still know after a restart that the membership is committed. A voter that does not know
+    /// asks the members before; one that does tells it with its candidacy. False on others than leaders.
+    pub fn is_membership_kept(&self) -> bool {
+        if !self.is_leader() || self.membership.is_joint() {
+            return false;
+        }
+        if self.has_bug(Bug::LeaveEarly) {
+            return true;
+        }
+        let (index, _) = self.log().membership();
+        let (knows, unsure): (Vec<_>, Vec<_>) = self
+            .peers()
+            .into_iter()
+            .partition(|peer| peer.committed >= index);
+        let voters = knows
+            .iter()
+            .filter(|peer| self.membership.is_voter(peer.node));
+        let majority = self.membership.voters.len() / 2 + 1;
+        voters.count() >= majority && !unsure.iter().any(|peer| peer.active)
     }
 
     /// Everything at once.
@@ -159,6 +192,8 @@ impl<S: LogStore> Group<S> {
             committed: self.committed,
             last_index: self.raw.raft.raft_log.last_index(),
             membership: self.membership.clone(),
+            revision: self.revision,
+            membership_kept: self.is_membership_kept(),
             peers: self.peers(),
         }
     }

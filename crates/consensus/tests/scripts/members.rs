@@ -1,6 +1,6 @@
 //! Changes of the membership, interrupted at every step.
 
-use timberline_consensus::{Change, Refused};
+use timberline_consensus::{Change, Refused, Role};
 
 use super::world::{World, member};
 
@@ -223,4 +223,80 @@ fn the_membership_is_found_again_after_a_restart() {
         world.restart(node);
         assert_eq!(*world.groups[&node].membership(), before);
     }
+}
+
+/// Whether the leader says that members who left may go.
+fn kept(world: &World, leader: u64) -> bool {
+    world.groups[&leader].view().membership_kept
+}
+
+#[test]
+fn who_leaves_stays_until_those_who_stay_know_it_for_good() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.add_empty(4);
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(10);
+    let exchange = vec![Change::AddVoter(member(4)), Change::Remove(3)];
+    change(&mut world, 1, exchange).unwrap();
+    for _ in 0..200 {
+        if kept(&world, 1) && voters(&world, 1) == [1, 2, 4] {
+            break;
+        }
+        world.pass(1);
+    }
+    assert!(kept(&world, 1));
+    assert!(!kept(&world, 2), "only a leader knows");
+    // Power fails everywhere, the leader does not come back, and the one that left is gone: the others need nobody else.
+    world.crash(1);
+    world.crash(3);
+    world.restart(2);
+    world.restart(4);
+    for node in [2, 4] {
+        assert_eq!(voters(&world, node), [1, 2, 4]);
+    }
+    world.pass(60);
+    let leads = |node: u64| world.groups[&node].role() == Role::Leader;
+    assert!(leads(2) || leads(4));
+}
+
+#[test]
+fn a_member_that_answers_but_does_not_know_yet_is_waited_for() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.add_empty(4);
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(10);
+    world.slow.insert(2);
+    let exchange = vec![Change::AddVoter(member(4)), Change::Remove(3)];
+    change(&mut world, 1, exchange).unwrap();
+    world.pass(10);
+    assert!(!world.groups[&1].membership().is_joint(), "3 and 4 have it");
+    assert!(!kept(&world, 1), "2 answers, and has synced nothing");
+    world.slow.clear();
+    world.pass(10);
+    assert!(kept(&world, 1));
+}
+
+#[test]
+fn a_member_that_is_away_is_not_waited_for() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.add_empty(4);
+    change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(10);
+    world.crash(2);
+    let exchange = vec![Change::AddVoter(member(4)), Change::Remove(3)];
+    change(&mut world, 1, exchange).unwrap();
+    world.pass(60);
+    assert!(!world.groups[&1].membership().is_joint());
+    assert!(kept(&world, 1));
+    // It comes back with the old membership; one of the two that know dies; the other tells it.
+    world.crash(3);
+    world.restart(2);
+    world.crash(1);
+    world.pass(100);
+    assert_eq!(voters(&world, 2), [1, 2, 4]);
+    let leads = |node: u64| world.groups[&node].role() == Role::Leader;
+    assert!(leads(2) || leads(4));
 }

@@ -27,6 +27,7 @@ pub(crate) struct Disk {
     pub(crate) hard_version: u64,
     pub(crate) hard_durable: (u64, HardState),
     pub(crate) committed: u64,
+    commit_durable: u64,
     pub(crate) full: bool,
 }
 
@@ -165,6 +166,7 @@ impl MemLog {
         disk.durable = disk.last();
         disk.before_install = None;
         disk.hard_durable = (disk.hard_version, disk.hard);
+        disk.commit_durable = disk.committed;
     }
 }
 
@@ -253,6 +255,7 @@ impl LogStore for MemLog {
         Durability {
             index: disk.durable,
             hard_version: disk.hard_durable.0,
+            commit: disk.commit_durable.min(disk.durable),
         }
     }
 
@@ -386,7 +389,7 @@ impl World {
         disk.hard = disk.hard_durable.1;
         let last = disk.frames.last().map_or(disk.base.term, |f| f.header.term);
         disk.hard.term = disk.hard.term.max(last);
-        disk.committed = disk.committed.min(durable);
+        disk.committed = disk.commit_durable.min(durable);
     }
 
     pub(crate) fn restart(&mut self, node: NodeId) {

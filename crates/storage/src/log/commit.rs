@@ -14,6 +14,7 @@ impl Log {
         let mut state = self.state.lock();
         let state = &mut *state;
         let mut log_start: Option<i64> = None;
+        let mut members_change = false;
         while let Some(entry) = state.entries.front().filter(|e| e.place.index <= index) {
             if entry.place.file != state.committed.file {
                 // The file before is complete with what is committed so far.
@@ -30,11 +31,16 @@ impl Log {
                 log_start = log_start.max(Some(start.min(entry.place.next_offset)));
             }
             state.committed = entry.place;
-            state.memberships.commit(state.committed.index);
+            members_change |= state.memberships.commit(state.committed.index);
         }
         if state.committed.index > state.hard.commit {
             // Not worth a cycle of its own: it rides with the next one.
             state.hard.commit = state.committed.index;
+        }
+        if members_change {
+            // This one is: those who are members no more wait for it with what they have.
+            state.hard_version += 1;
+            self.enqueue(state);
         }
         self.seal_due(state);
         self.high_watermark

@@ -19,6 +19,8 @@ pub(crate) struct CycleShare {
     pub(crate) log: Arc<Log>,
     /// Version of the hard state that the cycle holds.
     pub(crate) hard: Option<u64>,
+    /// The commit index that the cycle tells of.
+    pub(crate) commit: u64,
     /// Files whose headers the cycle holds.
     pub(crate) new_files: Vec<Arc<Segment>>,
     /// Whether frames of the log, or an install, are in the cycle.
@@ -60,6 +62,7 @@ impl Log {
         let mut share = CycleShare {
             log: self.clone(),
             hard: None,
+            commit: 0,
             new_files: Vec::new(),
             frames: false,
             direct: Vec::new(),
@@ -81,6 +84,7 @@ impl Log {
                 done: false,
             });
             share.frames = true;
+            share.commit = install.last_index;
         }
         share.new_files = std::mem::take(&mut state.new_files);
         for file in &share.new_files {
@@ -93,6 +97,7 @@ impl Log {
         if state.hard_durable < state.hard_version || state.unborn {
             cycle.hard_state(self.spec.replica, &state.hard);
             share.hard = Some(state.hard_version);
+            share.commit = state.hard.commit;
             if self.shared.has_bug(Bug::VoteEarly) {
                 state.hard_durable = state.hard_version;
             }
@@ -179,6 +184,7 @@ impl Log {
         if let Some(version) = voted {
             state.hard_durable = version;
         }
+        state.commit_durable = state.commit_durable.max(share.commit);
         for file in &share.new_files {
             file.set_announced();
         }

@@ -16,6 +16,8 @@ pub struct Durability {
     pub index: u64,
     /// Hard states up to this version, see [`Log::set_hard_state`].
     pub hard_version: u64,
+    /// A restart finds at least this commit index.
+    pub commit: u64,
 }
 
 impl Log {
@@ -25,9 +27,9 @@ impl Log {
     }
 
     /// Sets term and vote; they are durable with the next cycle. Returns the version that [`Log::durability`] must
-    /// reach; it counts up from 0, which is what was found at the start. The commit index, which nobody waits for,
-    /// rides along with what else is written; a change of it alone is no new version. It is kept by
-    /// [`Log::commit_to`], too.
+    /// reach; it counts up from 0, which is what was found at the start. The commit index rides along with what else
+    /// is written; a change of it alone is no new version. It is kept by [`Log::commit_to`], too, and that makes a
+    /// version when it commits a membership.
     pub fn set_hard_state(self: &Arc<Self>, hard: HardState) -> u64 {
         let mut state = self.state.lock();
         let commit = state.hard.commit.max(hard.commit.min(state.tail.index));
@@ -52,6 +54,7 @@ impl Log {
         Durability {
             index: state.durable,
             hard_version: state.hard_durable,
+            commit: state.commit_durable.min(state.durable),
         }
     }
 

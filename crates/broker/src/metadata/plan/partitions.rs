@@ -186,12 +186,14 @@ fn change(table: &Table, topic: Uuid, number: i32) -> Option<Vec<u64>> {
 }
 
 /// The command that says that the target of a partition's change is in force: the group has left the joint configuration,
-/// and its voters are `voters`, by replica id. `None` when that is not what is in flight.
+/// and its voters are `voters`, by replica id, as the partition's `revision` wants them. `None` when that is not
+/// what is in flight; whether the revision is the current one, the command itself finds.
 pub(crate) fn finish_reassign(
     table: &Table,
     topic: Uuid,
     partition: i32,
     voters: &[u64],
+    revision: u64,
     now_ms: i64,
 ) -> Option<Command> {
     let replica_ids = change(table, topic, partition)?;
@@ -203,6 +205,7 @@ pub(crate) fn finish_reassign(
             partition,
             replica_ids,
             at_ms: now_ms,
+            revision,
         })
     })
 }

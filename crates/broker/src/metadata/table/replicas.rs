@@ -103,7 +103,9 @@ impl Table {
     ) -> Result<Effect, Rejected> {
         let number = finish.partition;
         let (id, partition) = self.partition(&finish.topic_id, number)?;
-        if !partition.becomes(&finish.replica_ids) {
+        let late = finish.revision != 0
+            && ![finish.revision, super::INDEX_UNKNOWN].contains(&partition.revision);
+        if late || !partition.becomes(&finish.replica_ids) {
             return Err(Rejected::ChangeNotInFlight);
         }
         let buried: Vec<Replica> = partition.removing().copied().collect();

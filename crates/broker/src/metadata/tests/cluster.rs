@@ -106,6 +106,7 @@ impl Cluster {
             partition: number,
             replica_ids,
             at_ms: 9,
+            revision: 0,
         }))
     }
 

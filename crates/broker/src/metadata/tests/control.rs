@@ -48,6 +48,7 @@ fn settle(c: &mut Cluster, liveness: &Liveness, leaders: &mut HashMap<(Uuid, i32
                 topic,
                 partition: number,
                 voters: target.map(|replica| replica.id).rev().collect(),
+                revision: c.partition(topic, number).revision,
             };
             let finish = finish.plan(&c.table, 50).unwrap();
             c.apply(finish).unwrap();

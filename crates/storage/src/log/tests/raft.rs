@@ -331,6 +331,41 @@ fn versions_of_hard_states_count_up_and_are_told_when_durable() {
 }
 
 #[test]
+fn a_committed_membership_is_known_after_a_restart() {
+    let disk = FaultDisk::new(32);
+    let (store, log) = created(&disk);
+    commands(&log, 1, 2, 10);
+    config(&log, 1, "members");
+    settle(&store);
+    log.commit_to(3);
+    assert_eq!(log.durability().commit, 0);
+    assert!(!log.is_hard_state_durable());
+    settle(&store);
+    assert_eq!(log.durability().commit, 3);
+    drop((store, log));
+    disk.power_loss();
+    let (_store, log) = reopened(&disk);
+    assert_eq!(log.membership(), (3, "members".into()));
+    assert_eq!(log.durability().commit, 3);
+}
+
+#[test]
+fn a_commit_index_is_kept_only_with_its_entry() {
+    let disk = FaultDisk::new(33);
+    let (store, log) = created(&disk);
+    commands(&log, 1, 2, 10);
+    settle(&store);
+    config(&log, 1, "members");
+    // Large: synced directly, and known as durable only with the cycle after that.
+    commands(&log, 1, 4, 30_000);
+    log.commit_to(7);
+    let mut work = store.begin_cycle(false);
+    assert_eq!(work.direct.len(), 1);
+    finish(&store, work.cycle.take().unwrap());
+    assert_eq!(log.durability().commit, 2);
+}
+
+#[test]
 fn a_change_of_the_commit_index_alone_costs_no_cycle() {
     let disk = FaultDisk::new(31);
     let (store, log) = created(&disk);
