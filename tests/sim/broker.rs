@@ -58,6 +58,7 @@ pub(crate) struct Running {
     /// The cycle in flight, and whether it was run.
     pub(crate) cycle: Option<(Cycle, bool)>,
     pub(crate) directs: BTreeMap<u64, (DirectSync, bool)>,
+    pub(crate) ticks: u64,
     /// With what is to be synced before it ends.
     pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     /// Replicas with something to work off.
@@ -75,6 +76,7 @@ impl Running {
             replicas: BTreeMap::new(),
             cycle: None,
             directs: BTreeMap::new(),
+            ticks: 0,
             checkpoint: None,
             dirty: BTreeSet::new(),
             turn_due: false,

@@ -47,3 +47,8 @@ fn a_sole_voter_speaks_before_its_term_is_synced() {
 fn an_acceptance_and_the_cut_of_its_entry_in_one_turn() {
     holds(313);
 }
+
+#[test]
+fn an_acceptance_that_became_durable_when_a_newer_term_cut_its_entry() {
+    holds(318);
+}

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use timberline_consensus::{ConfigEntry, Dropped, Envelope, NodeId, Output, Role};
+use timberline_consensus::{ConfigEntry, Dropped, Envelope, NodeId, Output, Pulse, Role};
 use timberline_storage::disk::FaultDisk;
 use timberline_storage::{EntryKind, Error, FrameHeader, FramesOutcome, Log, ReplicaId};
 
@@ -91,6 +91,15 @@ impl World {
         let Some(replica) = running.replicas.get_mut(&node) else {
             return Ok(());
         };
+        match replica.group.pulse(&envelope) {
+            Pulse::Beat(reply) => {
+                self.stats.pulses += 1;
+                self.send(reply);
+                return self.look(place.broker);
+            }
+            Pulse::Reply => return self.look(place.broker),
+            Pulse::Other => {}
+        }
         match replica.group.step(envelope) {
             Ok(()) | Err(Dropped::Stopped) => {}
             Err(Dropped::NoSpace) => {
@@ -114,9 +123,9 @@ impl World {
         if running.poisoned {
             return Ok(());
         }
+        running.ticks += 1;
         for (&node, replica) in &mut running.replicas {
-            if replica.group.needs_ticks() {
-                replica.group.tick();
+            if replica.group.needs_ticks() && replica.group.tick(running.ticks) {
                 running.dirty.insert(node);
             }
         }

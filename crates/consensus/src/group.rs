@@ -12,6 +12,7 @@
 //! stable storage. A panic inside stops this group and no other.
 
 mod propose;
+mod pulse;
 mod send;
 mod snapshot;
 mod step;
@@ -34,6 +35,7 @@ use crate::message::{Envelope, Frame, NodeId, SnapshotMark};
 use crate::raft_storage::{RaftStorage, conf_state};
 use crate::timing::Timing;
 
+pub use pulse::Pulse;
 pub use snapshot::NotInstalled;
 pub use step::{Dropped, FRAMES_MAX};
 pub use view::{PeerView, Role, View};
@@ -232,17 +234,30 @@ impl<S: LogStore> Group<S> {
         }
     }
 
-    /// A tick passed. Ticks that came late count once: call it once, however late.
-    pub fn tick(&mut self) {
+    /// A tick passed, by its number: the groups of a shard that lead beat at the same ones, so that their beats travel
+    /// together. Ticks that came late count once: call it once, however late. Returns whether a turn has something to do.
+    pub fn tick(&mut self, number: u64) -> bool {
         if self.stopped.is_some() || !self.may_stand() {
-            return;
+            return false;
         }
         self.ticks += 1;
+        let beat_ticks = self.options.timing.beat_ticks;
+        let phase = (number % beat_ticks as u64) as usize;
+        let mut due = false;
         self.contained("ticking", |group| {
-            group.raw.tick();
-            group.finish_joint();
+            due = group.raw.tick();
+            // A new leader's first beats come a little early.
+            let mut early = 1..beat_ticks;
+            while group.is_leader()
+                && group.raw.raft.heartbeat_elapsed() != phase
+                && early.next().is_some()
+            {
+                due |= group.raw.tick();
+            }
+            due |= group.finish_joint();
             Ok(())
         });
+        due || self.stopped.is_some()
     }
 
     /// A sole voter wins in the step in which it stands, and what it has must be durable by then.

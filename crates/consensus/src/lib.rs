@@ -27,8 +27,8 @@ mod timing;
 
 pub use error::{Malformed, OpenError, Refused};
 pub use group::{
-    Dropped, FRAMES_MAX, Group, GroupOptions, NotInstalled, Output, PeerView, Role, SnapshotOffer,
-    View,
+    Dropped, FRAMES_MAX, Group, GroupOptions, NotInstalled, Output, PeerView, Pulse, Role,
+    SnapshotOffer, View,
 };
 pub use log_store::{Frames, LogStore, Proposal, Staged};
 pub use membership::{Change, ConfigEntry, MEMBERS_MAX, Member, Membership};

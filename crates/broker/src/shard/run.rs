@@ -20,7 +20,7 @@ use crate::{clock, errors};
 /// Buffers for a burst larger than this are not kept for the next.
 const BURST_KEPT: usize = 4096;
 /// Ticks between two looks at who is in sync.
-const IN_SYNC_TICKS: u32 = 8;
+const IN_SYNC_TICKS: u64 = 8;
 
 /// What a shard reaches beside its inbox.
 pub(super) struct Outside {
@@ -52,7 +52,7 @@ pub(super) struct Shard {
     now_ms: i64,
     /// When all groups tick next; `None` while none needs to.
     next_tick: Option<Instant>,
-    ticks: u32,
+    ticks: u64,
 }
 
 impl Shard {
@@ -132,11 +132,11 @@ impl Shard {
                 continue;
             }
             needed = true;
-            writer.tick();
+            let mut due = writer.tick(self.ticks);
             if look {
-                writer.look_who_is_in_sync(&self.outside.cluster, &mut self.sends);
+                due |= writer.look_who_is_in_sync(&self.outside.cluster, &mut self.sends);
             }
-            if !std::mem::replace(&mut writer.touched, true) {
+            if due && !std::mem::replace(&mut writer.touched, true) {
                 self.touched.push(*replica);
             }
         }
@@ -239,10 +239,14 @@ impl Shard {
                 envelopes,
                 ..
             } => {
+                let mut due = false;
                 if let Some(writer) = self.writers.get_mut(&replica) {
                     for envelope in envelopes {
-                        writer.step(from, envelope, &self.outside);
+                        due |= writer.step(from, envelope, &self.outside, &mut self.sends);
                     }
+                }
+                if !due {
+                    return;
                 }
                 self.keep_ticking(replica);
                 replica

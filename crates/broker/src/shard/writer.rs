@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use timberline_consensus::{
-    Body, Change, Envelope, Group, NodeId, Output, PeerView, Proposal, Refused, SnapshotMark, View,
+    Body, Change, Envelope, Group, NodeId, Output, PeerView, Proposal, Pulse, Refused,
+    SnapshotMark, View,
 };
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
@@ -366,15 +367,29 @@ impl Writer {
         })
     }
 
-    /// Takes a message of another broker in, if it may speak for the replica that it names.
-    pub(super) fn step(&mut self, from: i32, envelope: Envelope, outside: &Outside) {
+    /// Takes a message of another broker in, if it may speak for the replica that it names. Returns whether a turn has
+    /// something to do.
+    pub(super) fn step(
+        &mut self,
+        from: i32,
+        envelope: Envelope,
+        outside: &Outside,
+        sends: &mut Sends,
+    ) -> bool {
         let node = envelope.from;
         match self.group.membership().broker_of(node) {
             Some(broker) if broker != from => {
                 tracing::warn!(replica = %self.partition.replica, node, from, broker, "a message from the wrong broker is dropped");
-                return;
+                return false;
             }
-            Some(_) => {}
+            Some(_) => match self.group.pulse(&envelope) {
+                Pulse::Beat(reply) => {
+                    sends.messages.entry(from).or_default().push(reply);
+                    return false;
+                }
+                Pulse::Reply => return false,
+                Pulse::Other => {}
+            },
             None => {
                 self.senders.retain(|(other, _)| *other != node);
                 if self.senders.len() == SENDERS_MAX {
@@ -385,11 +400,11 @@ impl Writer {
         }
         if let Body::Snapshot(mark) = &envelope.body {
             let mark = mark.clone();
-            return self.pull(from, node, envelope.term, mark, outside);
-        }
-        if let Err(why) = self.group.step(envelope) {
+            self.pull(from, node, envelope.term, mark, outside);
+        } else if let Err(why) = self.group.step(envelope) {
             tracing::debug!(replica = %self.partition.replica, node, %why, "a message is dropped");
         }
+        true
     }
 
     /// What followers lack of the log's tail goes to them as sealed segments: they are told, and come for it.
@@ -460,8 +475,9 @@ impl Writer {
         self.group.needs_ticks()
     }
 
-    pub(super) fn tick(&mut self) {
-        self.group.tick();
+    /// Returns whether a turn has something to do.
+    pub(super) fn tick(&mut self, number: u64) -> bool {
+        self.group.tick(number)
     }
 
     pub(super) fn cold_done(&mut self, node: NodeId) {
@@ -536,10 +552,13 @@ impl Writer {
     }
 
     /// A leader looks who has what is committed; the others hear of it if it changed.
-    pub(super) fn look_who_is_in_sync(&mut self, cluster: &Cluster, sends: &mut Sends) {
+    ///
+    /// Returns whether a turn has something to do.
+    pub(super) fn look_who_is_in_sync(&mut self, cluster: &Cluster, sends: &mut Sends) -> bool {
         if !self.group.is_leader() {
-            return;
+            return false;
         }
+        let gives_up = !self.offered.is_empty();
         // Offers that nobody came for: the message may be lost, or the follower has pulled it in vain.
         let late = |(_, at): &&(NodeId, Instant)| at.elapsed() > OFFERED_FOR;
         if let Some((node, _)) = self.offered.iter().find(late).copied() {
@@ -569,6 +588,7 @@ impl Writer {
                 .leaderships
                 .extend(cluster.note_lead(&self.partition, self.lead));
         }
+        gives_up
     }
 
     /// Takes no part any more; nobody is led from here.

@@ -129,16 +129,18 @@ impl<S: LogStore> Group<S> {
     }
 
     /// A leader that finds itself in a joint configuration ends it; it may have been begun by one that is gone.
-    pub(super) fn finish_joint(&mut self) {
+    /// Returns whether it did.
+    pub(super) fn finish_joint(&mut self) -> bool {
         let raft = &self.raw.raft;
-        if self.is_leader()
+        let due = self.is_leader()
             && self.membership.is_joint()
             && raft.pending_conf_index <= raft.raft_log.applied
-            && !self.is_handing_over()
-        {
+            && !self.is_handing_over();
+        if due {
             // Refused for want of space, it is tried again at the next tick. The time never goes back in a log.
             let _ = self.propose_membership(self.revision, Vec::new(), 0);
         }
+        due
     }
 
     /// Hands over to a voter, which stands at once when it has everything. Ends by itself after an election timeout.

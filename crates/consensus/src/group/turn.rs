@@ -65,7 +65,9 @@ impl<S: LogStore> Group<S> {
             self.raw.advance_apply_to(index);
         }
         for message in free {
-            self.post(message, out);
+            if !self.is_overtaken(&message) {
+                self.post(message, out);
+            }
         }
         if !self.term_waits.is_empty() {
             for (version, reply) in std::mem::take(&mut self.term_waits) {
@@ -108,13 +110,8 @@ impl<S: LogStore> Group<S> {
         let mut waiting = Vec::new();
         let term_is_durable = self.has_bug(Bug::SpeakEarly)
             || self.log().durability().hard_version >= self.hard_version;
-        let term = self.raw.raft.term;
         for message in messages {
-            // An acceptance for a leader that was deposed within the same turn: what it accepts may be gone again.
-            let overtaken = message.term < term
-                && message.get_msg_type() == MessageType::MsgAppendResponse
-                && !message.reject;
-            if overtaken {
+            if self.is_overtaken(&message) {
                 continue;
             }
             match self.promise(&message) {
@@ -139,6 +136,13 @@ impl<S: LogStore> Group<S> {
             self.resign_if_removed();
         }
         Ok(())
+    }
+
+    /// An acceptance for a leader that was deposed before the turn: what it accepts may be gone again by its end.
+    fn is_overtaken(&self, message: &Message) -> bool {
+        message.term < self.raw.raft.term
+            && message.get_msg_type() == MessageType::MsgAppendResponse
+            && !message.reject
     }
 
     /// Writes one entry, unless the log has it: a leader's proposals are written first.

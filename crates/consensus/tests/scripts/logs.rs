@@ -66,7 +66,7 @@ fn a_late_sync_of_a_cut_entry_does_not_count_for_the_one_in_its_place() {
     world.slow.clear();
     world.slow.insert(2);
     for _ in 0..40 {
-        world.group(3).tick();
+        world.tick(3);
         world.turn(3);
         world.settle();
     }

@@ -118,7 +118,7 @@ fn whatever_step_a_change_is_interrupted_at_the_next_leader_finishes_it() {
         change(&mut world, 1, changes).unwrap();
         for _ in 0..deliveries {
             if !world.deliver() {
-                world.group(1).tick();
+                world.tick(1);
                 world.turn(1);
             }
         }

@@ -137,9 +137,9 @@ fn settle(store: &Store) {
 /// Two nodes talk until they are at rest.
 fn talk(one: &mut Node, two: &mut Node) -> Vec<SnapshotOffer> {
     let mut offers = Vec::new();
-    for _ in 0..12 {
-        one.group.tick();
-        two.group.tick();
+    for number in 0..12 {
+        one.group.tick(number);
+        two.group.tick(number);
         for _ in 0..4 {
             let (to_two, offered) = one.turn();
             offers.extend(offered);

@@ -315,6 +315,7 @@ pub(crate) struct World {
     pub(crate) closes: bool,
     /// What was delivered, one line each, for scripts that read it.
     pub(crate) seen: Vec<String>,
+    ticks: u64,
 }
 
 pub(crate) fn member(node: NodeId) -> Member {
@@ -345,6 +346,7 @@ impl World {
             offers: Vec::new(),
             closes: true,
             seen: Vec::new(),
+            ticks: 0,
         };
         let founding = ConfigEntry::founding(nodes.iter().copied().map(member).collect());
         for &node in nodes {
@@ -474,15 +476,24 @@ impl World {
         panic!("the replicas do not come to rest");
     }
 
+    /// Time passes for one.
+    pub(crate) fn tick(&mut self, node: NodeId) {
+        self.ticks += 1;
+        let number = self.ticks;
+        self.group(node).tick(number);
+    }
+
     /// Time passes for everybody, tick by tick.
     pub(crate) fn pass(&mut self, ticks: usize) {
         for _ in 0..ticks {
+            self.ticks += 1;
             let nodes: Vec<_> = self.groups.keys().copied().collect();
             for node in nodes {
                 if let Some(group) = self.groups.get_mut(&node) {
-                    group.tick();
+                    if group.tick(self.ticks) {
+                        self.turn(node);
+                    }
                 }
-                self.turn(node);
             }
             self.settle();
         }
