@@ -63,10 +63,10 @@ impl Membership {
 
     /// The broker of a member.
     pub fn broker_of(&self, node: NodeId) -> Option<i32> {
-        self.members()
-            .into_iter()
-            .find(|member| member.node == node)
-            .map(|member| member.broker)
+        let lists = [&self.voters, &self.outgoing, &self.learners];
+        let mut members = lists.into_iter().flatten();
+        let member = members.find(|member| member.node == node);
+        member.map(|member| member.broker)
     }
 
     /// Whether the replica has a vote now.

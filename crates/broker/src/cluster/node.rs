@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prost::Message;
-use timberline_consensus::{ConfigEntry, Envelope, Member, NodeId};
+use timberline_consensus::{Body, ConfigEntry, Envelope, Member, NodeId};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
 use timberline_storage::{Log, ReplicaId, chain_seed};
@@ -320,13 +320,19 @@ impl PeerHandler for Node {
             return;
         };
         let mut by_replica: BTreeMap<ReplicaId, (Vec<Envelope>, usize)> = BTreeMap::new();
+        let mut beats = Vec::new();
         for envelope in batch {
             if let Some(replica) = self.replica_of(&envelope) {
+                if matches!(envelope.body, Body::Beat { .. } | Body::BeatReply { .. }) {
+                    beats.push((replica, envelope));
+                    continue;
+                }
                 let (envelopes, bytes) = by_replica.entry(replica).or_default();
                 *bytes += envelope.payload_bytes();
                 envelopes.push(envelope);
             }
         }
+        shards.submit_beats(from, beats);
         for (replica, (envelopes, bytes)) in by_replica {
             shards.submit(
                 replica,

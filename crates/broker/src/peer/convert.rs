@@ -18,12 +18,17 @@ const BATCH_LEADERSHIP: u64 = 2;
 const MESSAGE_APPEND: u64 = 9;
 const APPEND_FRAME: u64 = 4;
 
+/// Bytes of a beat among others, see `PeerBatch.beats`, and the kinds that there are.
+const BEAT_LEN: usize = 1 + 5 * 8;
+const BEAT: u8 = 0;
+const BEAT_REPLY: u8 = 1;
+
 pub(super) fn malformed(why: impl Into<String>) -> ApiError {
     ApiError::new(Reason::MalformedMessage, why)
 }
 
-/// An envelope as it goes out; payloads go by reference.
-pub(super) fn to_wire(envelope: Envelope) -> pb::RaftMessage {
+/// `None` for beats, which go together.
+fn message_to_wire(envelope: Envelope) -> Option<pb::RaftMessage> {
     let body = match envelope.body {
         Body::PreVote(candidacy) => Wire::PreVote(candidacy_to_wire(candidacy)),
         Body::PreVoteReply(reply) => Wire::PreVoteReply(vote_to_wire(reply)),
@@ -50,8 +55,7 @@ pub(super) fn to_wire(envelope: Envelope) -> pb::RaftMessage {
             }),
             commit: reply.commit,
         }),
-        Body::Beat { commit } => Wire::Beat(pb::Beat { commit }),
-        Body::BeatReply { commit } => Wire::BeatReply(pb::Beat { commit }),
+        Body::Beat { .. } | Body::BeatReply { .. } => return None,
         Body::TimeoutNow => Wire::TimeoutNow(pb::TimeoutNow {}),
         Body::Snapshot(mark) => Wire::Snapshot(pb::SnapshotMark {
             index: mark.index,
@@ -59,13 +63,81 @@ pub(super) fn to_wire(envelope: Envelope) -> pb::RaftMessage {
             membership: mark.membership,
         }),
     };
-    pb::RaftMessage {
+    Some(pb::RaftMessage {
         group: envelope.group,
         from: envelope.from,
         to: envelope.to,
         term: envelope.term,
         body: Some(body),
+    })
+}
+
+/// A batch as it goes out; payloads go by reference, beats and their answers behind all others.
+pub(super) fn to_wire(envelopes: Vec<Envelope>, leaderships: Vec<pb::Leadership>) -> pb::PeerBatch {
+    let mut beats = Vec::new();
+    let mut messages = Vec::with_capacity(envelopes.len());
+    for envelope in envelopes {
+        match envelope.body {
+            Body::Beat { commit } => push_beat(&mut beats, BEAT, &envelope, commit),
+            Body::BeatReply { commit } => push_beat(&mut beats, BEAT_REPLY, &envelope, commit),
+            _ => messages.extend(message_to_wire(envelope)),
+        }
     }
+    pb::PeerBatch {
+        messages,
+        leaderships,
+        beats: beats.into(),
+    }
+}
+
+fn push_beat(beats: &mut Vec<u8>, kind: u8, envelope: &Envelope, commit: u64) {
+    beats.push(kind);
+    let Envelope {
+        group,
+        from,
+        to,
+        term,
+        ..
+    } = *envelope;
+    for number in [group, from, to, term, commit] {
+        beats.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// Beats that travelled together.
+///
+/// # Errors
+/// `MALFORMED_MESSAGE`: bytes that are no beats, or too many.
+fn read_beats(bytes: &[u8], envelopes: &mut Vec<Envelope>) -> Result<(), ApiError> {
+    let (beats, rest) = bytes.as_chunks::<BEAT_LEN>();
+    if !rest.is_empty() || beats.len() > BATCH_MESSAGES {
+        return Err(malformed(format!("{} bytes of beats", bytes.len())));
+    }
+    envelopes.reserve(beats.len());
+    for [kind, numbers @ ..] in beats {
+        let number = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&numbers[at * 8..][..8]);
+            u64::from_le_bytes(bytes)
+        };
+        let [group, from, to, term, commit] = std::array::from_fn(number);
+        if from == 0 || to == 0 {
+            return Err(malformed("a beat from or to nobody"));
+        }
+        let body = match *kind {
+            BEAT => Body::Beat { commit },
+            BEAT_REPLY => Body::BeatReply { commit },
+            _ => return Err(malformed("a beat of an unknown kind")),
+        };
+        envelopes.push(Envelope {
+            group,
+            from,
+            to,
+            term,
+            body,
+        });
+    }
+    Ok(())
 }
 
 /// The envelope that a message holds.
@@ -93,12 +165,6 @@ pub(super) fn from_wire(message: pb::RaftMessage) -> Result<Envelope, ApiError> 
             }),
             commit: reply.commit,
         }),
-        Wire::Beat(beat) => Body::Beat {
-            commit: beat.commit,
-        },
-        Wire::BeatReply(beat) => Body::BeatReply {
-            commit: beat.commit,
-        },
         Wire::TimeoutNow(_) => Body::TimeoutNow,
         Wire::Snapshot(mark) => Body::Snapshot(SnapshotMark {
             index: mark.index,
@@ -206,8 +272,10 @@ pub(super) fn read_batch(bytes: Bytes) -> Result<Received, ApiError> {
         return Err(malformed(format!("a topic id of {length} bytes")));
     }
     let messages = batch.messages.into_iter().map(from_wire);
+    let mut messages: Vec<Envelope> = messages.collect::<Result<_, _>>()?;
+    read_beats(&batch.beats, &mut messages)?;
     Ok(Received {
-        messages: messages.collect::<Result<_, _>>()?,
+        messages,
         leaderships: batch.leaderships,
     })
 }

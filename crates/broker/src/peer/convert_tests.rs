@@ -109,10 +109,7 @@ fn on_the_wire(batch: pb::PeerBatch) -> Bytes {
 }
 
 fn batch(envelopes: Vec<Envelope>) -> Bytes {
-    on_the_wire(pb::PeerBatch {
-        messages: envelopes.into_iter().map(to_wire).collect(),
-        leaderships: Vec::new(),
-    })
+    on_the_wire(to_wire(envelopes, Vec::new()))
 }
 
 fn one(body: Body) -> Envelope {
@@ -128,7 +125,10 @@ fn one(body: Body) -> Envelope {
 proptest! {
     #[test]
     fn every_envelope_comes_back(envelopes in vec(envelope(), 0..8)) {
-        prop_assert_eq!(read_batch(batch(envelopes.clone())).unwrap().messages, envelopes);
+        let is_beat = |one: &Envelope| matches!(one.body, Body::Beat { .. } | Body::BeatReply { .. });
+        let (beats, others): (Vec<_>, Vec<_>) = envelopes.iter().cloned().partition(is_beat);
+        let expected = [others, beats].concat();
+        prop_assert_eq!(read_batch(batch(envelopes)).unwrap().messages, expected);
     }
 
     #[test]
@@ -159,8 +159,8 @@ proptest! {
 fn a_batch_cut_anywhere_is_refused_or_shorter() {
     let sent = vec![
         one(append(4, vec![b"abc".to_vec(), Vec::new()])),
-        one(Body::Beat { commit: 9 }),
         one(Body::TimeoutNow),
+        one(Body::Beat { commit: 9 }),
     ];
     let bytes = batch(sent.clone());
     for end in 0..bytes.len() {
@@ -194,11 +194,12 @@ fn refused(bytes: Bytes, why: &str) {
 }
 
 fn refused_message(change: impl FnOnce(&mut pb::RaftMessage), why: &str) {
-    let mut message = to_wire(one(append(4, vec![b"abc".to_vec(), b"de".to_vec()])));
+    let append = one(append(4, vec![b"abc".to_vec(), b"de".to_vec()]));
+    let mut message = message_to_wire(append).unwrap();
     change(&mut message);
     let batch = pb::PeerBatch {
         messages: vec![message],
-        leaderships: Vec::new(),
+        ..pb::PeerBatch::default()
     };
     refused(on_the_wire(batch), why);
 }
@@ -245,8 +246,8 @@ fn forged_messages_are_refused() {
         ..pb::Leadership::default()
     };
     let batch = pb::PeerBatch {
-        messages: Vec::new(),
         leaderships: vec![leadership],
+        ..pb::PeerBatch::default()
     };
     refused(on_the_wire(batch), "15 bytes");
     refused(Bytes::from_static(&[0x0b]), "wire type");
@@ -285,4 +286,27 @@ fn counts_are_bounded_before_anything_is_made_of_them() {
     );
     let full = vec![one(Body::TimeoutNow); BATCH_MESSAGES];
     assert_eq!(read_batch(batch(full.clone())).unwrap().messages, full);
+}
+
+#[test]
+fn beats_that_are_none_are_refused() {
+    let beat = one(Body::Beat { commit: 9 });
+    let beats = to_wire(vec![beat.clone()], Vec::new()).beats;
+    let with = |beats: Vec<u8>| {
+        read_batch(on_the_wire(pb::PeerBatch {
+            beats: beats.into(),
+            ..pb::PeerBatch::default()
+        }))
+    };
+    assert_eq!(with(beats.to_vec()).unwrap().messages, [beat]);
+    let (mut kind, mut nobody) = (beats.to_vec(), beats.to_vec());
+    kind[0] = 2;
+    nobody[9..17].fill(0);
+    let (cut, many) = (beats[1..].to_vec(), beats.repeat(BATCH_MESSAGES + 1));
+    for beats in [kind, nobody, cut, many] {
+        assert_eq!(
+            with(beats).unwrap_err().reason,
+            Some(Reason::MalformedMessage)
+        );
+    }
 }

@@ -209,10 +209,7 @@ impl Lane {
         }
         drop(queue);
         self.counters.sent(taken.envelopes.len());
-        Poll::Ready(Some(pb::PeerBatch {
-            messages: taken.envelopes.into_iter().map(to_wire).collect(),
-            leaderships: taken.gossip,
-        }))
+        Poll::Ready(Some(to_wire(taken.envelopes, taken.gossip)))
     }
 }
 

@@ -2,9 +2,11 @@
 
 use futures::StreamExt;
 use futures::task::noop_waker;
+use prost::Message;
 use timberline_consensus::Append;
 
 use super::*;
+use crate::peer::convert::read_batch;
 
 const SMALL: Bounds = Bounds {
     items: 8,
@@ -67,11 +69,16 @@ fn next_batch(stream: &mut LaneStream) -> Option<pb::PeerBatch> {
 }
 
 fn commits(batch: &pb::PeerBatch) -> Vec<u64> {
-    let commit = |message: &pb::RaftMessage| match &message.body {
-        Some(pb::raft_message::Body::Beat(beat)) => beat.commit,
-        other => panic!("not a beat: {other:?}"),
+    let alone = pb::PeerBatch {
+        beats: batch.beats.clone(),
+        ..pb::PeerBatch::default()
     };
-    batch.messages.iter().map(commit).collect()
+    let received = read_batch(alone.encode_to_vec().into()).unwrap();
+    let commit = |message: &Envelope| match message.body {
+        Body::Beat { commit } => commit,
+        ref other => panic!("not a beat: {other:?}"),
+    };
+    received.messages.iter().map(commit).collect()
 }
 
 #[test]
@@ -117,11 +124,8 @@ fn batches_are_bounded_and_a_large_envelope_goes_alone() {
     let (lane, _) = lane(Bounds::PROMPT);
     let mut stream = open(&lane);
     lane.offer(beats(0..BATCH_MESSAGES as u64 + 1));
-    assert_eq!(
-        next_batch(&mut stream).unwrap().messages.len(),
-        BATCH_MESSAGES
-    );
-    assert_eq!(next_batch(&mut stream).unwrap().messages.len(), 1);
+    let mut beats = || commits(&next_batch(&mut stream).unwrap()).len();
+    assert_eq!([beats(), beats()], [BATCH_MESSAGES, 1]);
     lane.offer(vec![mark(10), mark(3 * BATCH_BYTES), mark(10), mark(10)]);
     let sizes = std::iter::from_fn(|| next_batch(&mut stream)).map(|b| b.messages.len());
     assert_eq!(sizes.collect::<Vec<_>>(), [1, 1, 2]);

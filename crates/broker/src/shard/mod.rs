@@ -76,6 +76,11 @@ pub(crate) enum Work {
         envelopes: Vec<Envelope>,
         bytes: usize,
     },
+    /// Beats of another broker's replicas, and its answers to beats, of many groups.
+    Beats {
+        from: i32,
+        beats: Vec<(ReplicaId, Envelope)>,
+    },
     /// A read that a follower's entries wait for is done.
     ColdDone { replica: ReplicaId, node: NodeId },
     /// A snapshot was pulled, or was not.
@@ -160,8 +165,11 @@ impl Shards {
     }
 
     fn inbox(&self, replica: ReplicaId) -> &Inbox {
-        let at = replica.0 as usize % self.inboxes.len();
-        &self.inboxes[at]
+        &self.inboxes[self.place(replica)]
+    }
+
+    fn place(&self, replica: ReplicaId) -> usize {
+        replica.0 as usize % self.inboxes.len()
     }
 
     /// Hands work for a replica to its shard. Work that does not fit is answered with `OVERLOADED`, after the stop with
@@ -169,6 +177,20 @@ impl Shards {
     pub(crate) fn submit(&self, replica: ReplicaId, work: Work) {
         if let Err(undone) = self.inbox(replica).push(work) {
             undone.work.refuse(undone.error);
+        }
+    }
+
+    /// Hands each shard the beats of its groups.
+    pub(crate) fn submit_beats(&self, from: i32, beats: Vec<(ReplicaId, Envelope)>) {
+        let mut by_shard: Vec<Vec<_>> = self.inboxes.iter().map(|_| Vec::new()).collect();
+        for (replica, beat) in beats {
+            by_shard[self.place(replica)].push((replica, beat));
+        }
+        for (inbox, beats) in self.inboxes.iter().zip(by_shard) {
+            if !beats.is_empty() {
+                // Those that come too late or too many are sent again.
+                let _ = inbox.push(Work::Beats { from, beats });
+            }
         }
     }
 
@@ -225,7 +247,11 @@ impl Work {
     fn is_internal(&self) -> bool {
         !matches!(
             self,
-            Work::Batch { .. } | Work::Command { .. } | Work::Trim { .. } | Work::Messages { .. }
+            Work::Batch { .. }
+                | Work::Command { .. }
+                | Work::Trim { .. }
+                | Work::Messages { .. }
+                | Work::Beats { .. }
         )
     }
 

@@ -188,6 +188,16 @@ impl Shard {
         self.outside.cluster.announce(std::mem::take(leaderships));
     }
 
+    fn beat(&mut self, replica: ReplicaId, from: i32, beat: Envelope) {
+        let Some(writer) = self.writers.get_mut(&replica) else {
+            return;
+        };
+        if writer.step(from, beat, &self.outside, &mut self.sends) {
+            self.keep_ticking(replica);
+            self.touch(replica);
+        }
+    }
+
     fn perform(&mut self, work: Work) {
         let (metrics, now_ms) = (&self.outside.metrics, self.now_ms);
         let replica = match work {
@@ -250,6 +260,12 @@ impl Shard {
                 }
                 self.keep_ticking(replica);
                 replica
+            }
+            Work::Beats { from, beats } => {
+                for (replica, beat) in beats {
+                    self.beat(replica, from, beat);
+                }
+                return;
             }
             Work::Adopt {
                 group,
