@@ -133,7 +133,7 @@ struct Slot<B> {
     route: Option<RouteId>,
     retry_at: Option<Instant>,
     backoff: Backoff,
-    /// Said when a batch times out.
+    /// Said when a batch times out; empty if there was none.
     last_error: String,
 }
 
@@ -467,7 +467,17 @@ impl<B: Payload> Core<B> {
             };
             expired.push((queued.batch, false));
         }
-        let last = slot.last_error.clone();
+        let mut last = slot.last_error.clone();
+        if last.is_empty() && !expired.is_empty() {
+            let reached = slot.route.map(|route| self.routes[route as usize].up);
+            last = match (reached, self.rules.idempotent && slot.epoch.is_none()) {
+                (None, _) => "no leader of the partition is known",
+                (Some(false), _) => "there is no connection to the partition's leader",
+                (Some(true), true) => "no broker gave out a producer id",
+                (Some(true), false) => "the partition's leader has not answered",
+            }
+            .to_owned();
+        }
         for (batch, outcome_unknown) in expired {
             let error = Error::DeliveryTimeout {
                 outcome_unknown,
