@@ -93,9 +93,14 @@ pub(super) async fn can_stop(
 ) -> Result<v1::CanStopResponse, ApiError> {
     let table = core.metadata.table();
     plan::known_broker(&table, request.broker_id)?;
-    let in_sync = |topic, number| core.leadership.in_sync(topic, number);
+    // Of who is gone the leader may not have noticed yet.
+    let live = core.leadership.live_brokers();
+    let in_sync = |topic, number| -> Vec<i32> {
+        let known = core.leadership.in_sync(topic, number).into_iter();
+        known.filter(|id| live.contains(id)).collect()
+    };
     let at_risk = leaders::can_stop(&table, in_sync, request.broker_id);
-    let in_sync = core.leadership.in_sync(METADATA.0, METADATA.1);
+    let in_sync = in_sync(METADATA.0, METADATA.1);
     // Nobody is left to miss the metadata of a broker that is alone.
     let voters = match table.brokers().len() {
         1 => Vec::new(),
