@@ -13,7 +13,7 @@
 //! only what clients, peers and disks could see.
 //!
 //! Not simulated: rot and other damage at rest, until replicas repair each other (`tests/crash` does it for one store);
-//! snapshots, which do not exist yet, so that a log start moves only over what every member has.
+//! snapshots, so that a log start moves only over what every member has (`tests/crash` and the scripts of `consensus` ship them).
 
 mod broker;
 mod checker;

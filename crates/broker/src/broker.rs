@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::found::{self, Begin};
 use crate::cluster::node::{Found, Node, cluster_id, metadata_node};
-use crate::cluster::{Cluster, control};
+use crate::cluster::{Cluster, METADATA, control};
 use crate::config::BrokerConfig;
 use crate::core::Core;
 use crate::http::{self, Slot};
@@ -258,6 +258,7 @@ impl Recovered {
         basis.node.set_core(&core);
         let seeds = core.config.cluster.seeds.0.clone();
         let node = Arc::clone(&basis.node);
+        tasks.push(tokio::spawn(Arc::clone(&core.cluster).keep_telling()));
         tasks.push(tokio::spawn(control::run(
             Arc::clone(&core),
             Arc::clone(&node),
@@ -653,8 +654,20 @@ impl RunningBroker {
             .unwrap_or_default()
     }
 
-    /// Ends when the broker has stopped, whoever stopped it.
+    /// Ends when the broker has stopped, whoever stopped it, or when it has given up and is to be shut down.
     pub async fn wait(&self) {
+        tokio::select! {
+            () = self.ended() => {}
+            () = self.core.lifecycle.gave_up() => {}
+        }
+    }
+
+    /// Why the broker ended by itself, if it did: it serves nobody and will not do so again.
+    pub fn given_up(&self) -> Option<String> {
+        self.core.lifecycle.why_given_up()
+    }
+
+    async fn ended(&self) {
         let stopped = self.stopped.notified();
         if self.core.lifecycle.phase() == Phase::Stopped {
             return;
@@ -669,7 +682,7 @@ impl RunningBroker {
     /// [`Error::Storage`] when the last checkpoint fails; nothing acknowledged is lost then either.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let Some(parts) = self.parts.lock().take() else {
-            self.wait().await;
+            self.ended().await;
             return Ok(());
         };
         let lifecycle = &self.core.lifecycle;
@@ -721,7 +734,8 @@ impl RunningBroker {
         }
     }
 
-    /// Hands everything that is led here to others, as far as they can take it.
+    /// Hands everything that is led here to others, as far as they can take it. What nobody else is in sync with is not
+    /// waited for.
     async fn resign(&self) {
         let core = &self.core;
         if core.cluster.peers().is_none() || core.store.poisoned().is_some() {
@@ -730,9 +744,18 @@ impl RunningBroker {
         core.shards.submit_all(|| Work::Resign);
         let mut changes = core.cluster.changes();
         let leads_nothing = |_: &u64| {
+            let live = core.cluster.live_brokers();
+            let others = |in_sync: Vec<i32>| {
+                let mut brokers = in_sync.iter();
+                brokers.any(|id| *id != core.cluster.me() && live.contains(id))
+            };
             let topics = core.directory.topics();
             let mut hosted = topics.iter().flat_map(|topic| topic.hosted());
-            !core.cluster.metadata_lead().here && hosted.all(|p| !p.lead().here)
+            let (topic, number) = METADATA;
+            let metadata = core.cluster.metadata_lead().here;
+            let metadata = metadata && others(core.cluster.in_sync(topic, number));
+            let partitions = hosted.any(|one| one.lead().here && others(one.in_sync()));
+            !(metadata || partitions)
         };
         if tokio::time::timeout(RESIGN_WAIT, changes.wait_for(leads_nothing))
             .await

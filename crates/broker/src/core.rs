@@ -23,6 +23,9 @@ use crate::topic::config::{Defaults, TopicConfig};
 /// How long the creation of a topic waits for the first leaders of its partitions.
 const LEADERS_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a broker may know of no controller and count as ready.
+const CONTROLLER_GRACE: Duration = Duration::from_secs(5);
+
 /// The running broker, behind its listeners.
 pub(crate) struct Core {
     pub(crate) config: BrokerConfig,
@@ -177,15 +180,25 @@ impl Core {
         let _ = tokio::time::timeout(LEADERS_WAIT, all).await;
     }
 
+    /// Whether this broker has been without a controller for longer than elections take.
+    fn lonely(&self) -> Option<String> {
+        let missed = self.cluster.without_controller_for();
+        let missed = missed.filter(|span| *span >= CONTROLLER_GRACE)?;
+        Some(format!(
+            "no controller is known for {} s: the metadata has no majority, or this broker does not reach it",
+            missed.as_secs()
+        ))
+    }
+
     /// Why the broker is not ready, if it is not.
     pub(crate) fn not_ready(&self) -> Option<String> {
         use crate::lifecycle::Phase;
         match self.lifecycle.phase() {
             Phase::Starting => Some("starting".to_owned()),
-            Phase::Serving => self
-                .store
-                .poisoned()
-                .map(|why| format!("read-only until a restart: {why}")),
+            Phase::Serving => match self.store.poisoned() {
+                Some(why) => Some(format!("read-only until a restart: {why}")),
+                None => self.lonely(),
+            },
             Phase::Draining | Phase::Stopped => Some("draining".to_owned()),
         }
     }

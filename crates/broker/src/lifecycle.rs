@@ -21,6 +21,8 @@ pub(crate) struct Lifecycle {
     phase: watch::Sender<Phase>,
     active: AtomicUsize,
     idle: Notify,
+    /// Why the broker can't go on, although nobody stopped it.
+    given_up: watch::Sender<Option<String>>,
     /// Rung once, when connections that are still open must go.
     pub(crate) hang_up: Notify,
 }
@@ -31,6 +33,7 @@ impl Lifecycle {
             phase: watch::Sender::new(Phase::Starting),
             active: AtomicUsize::new(0),
             idle: Notify::new(),
+            given_up: watch::Sender::new(None),
             hang_up: Notify::new(),
         })
     }
@@ -42,6 +45,32 @@ impl Lifecycle {
     pub(crate) fn enter(&self, phase: Phase) {
         tracing::info!(?phase, "broker");
         self.phase.send_replace(phase);
+    }
+
+    /// The broker can't go on: clients are told to go, and whoever runs it hears why. Only the first reason counts.
+    pub(crate) fn give_up(&self, why: &str) {
+        let first = self.given_up.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert_with(|| why.to_owned());
+            first
+        });
+        if first {
+            tracing::error!(why, "the broker gives up");
+            if self.phase() < Phase::Draining {
+                self.enter(Phase::Draining);
+            }
+        }
+    }
+
+    pub(crate) fn why_given_up(&self) -> Option<String> {
+        self.given_up.borrow().clone()
+    }
+
+    /// Ends when the broker has given up.
+    pub(crate) async fn gave_up(&self) {
+        let mut given_up = self.given_up.subscribe();
+        // The sender lives as long as this.
+        let _ = given_up.wait_for(Option::is_some).await;
     }
 
     /// Ends when `phase` is reached. Owns what it needs, so that a stream can keep it.

@@ -9,7 +9,7 @@ use timberline_client::{Admin, Operation, OperationState, PartitionAtRisk};
 use crate::connect::ClientArgs;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, print};
-use crate::values::parse_duration;
+use crate::values::{count, parse_duration};
 
 /// Between two looks at an operation.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -35,7 +35,7 @@ enum BrokerCommand {
     Drain(OperationArgs),
     /// Make a drained broker, or one that is being decommissioned, an active one again.
     Undrain(OneArgs),
-    /// Whether every partition would keep a majority if this broker stopped; exit code 3 if not.
+    /// Whether every partition and the cluster's metadata would keep a majority if this broker stopped; exit code 3 if not.
     CanStop(OneArgs),
     Decommission(DecommissionArgs),
     /// Show operations, also the last that ended.
@@ -269,11 +269,23 @@ async fn can_stop(args: OneArgs) -> Result<(), Failure> {
     if told.can_stop {
         return Ok(());
     }
+    // They have no number that a topic's partition could have been meant by.
+    let metadata = told
+        .at_risk
+        .iter()
+        .filter(|risk| risk.topic.starts_with('('));
+    let metadata = metadata.count() as i32;
+    let partitions = count(told.at_risk_count - metadata, "partition");
+    let what = match (metadata, told.at_risk_count - metadata) {
+        (0, _) => partitions,
+        (_, 0) => "the cluster's metadata".to_owned(),
+        _ => format!("the cluster's metadata and {partitions}"),
+    };
     Err(Failure::unhealthy(format!(
-        "without broker {} there is no majority in sync for {} partitions",
-        args.broker, told.at_risk_count
+        "without broker {} there is no majority in sync for {what}",
+        args.broker
     ))
-    .next("Wait until they are in sync: `timberline partition list --troubled`."))
+    .next("Wait until all brokers are there and in sync: `timberline cluster brokers`, `timberline partition list --troubled`."))
 }
 
 async fn decommission(args: DecommissionArgs) -> Result<(), Failure> {

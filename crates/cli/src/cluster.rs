@@ -2,12 +2,12 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use timberline_client::ClusterStatus;
+use timberline_client::{BrokerInfo, BrokerState, BrokerStatus, ClusterStatus};
 
 use crate::connect::ClientArgs;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, print};
-use crate::values::show_size;
+use crate::values::{count, show_size};
 
 /// Look at the cluster.
 #[derive(Debug, Args)]
@@ -109,32 +109,35 @@ async fn info(args: InfoArgs) -> Result<(), Failure> {
 /// What is wrong, in words, the worst first.
 fn troubles(status: &ClusterStatus) -> Vec<String> {
     let mut troubles = Vec::new();
-    let mut add = |count: i32, what: &str| {
-        if count > 0 {
-            troubles.push(format!("{count} {what}"));
+    let mut add = |number: i32, one: &str, what: &str| {
+        if number > 0 {
+            troubles.push(format!("{} {what}", count(number, one)));
         }
     };
     let brokers = || status.cluster.brokers.iter();
     add(
         i32::from(status.cluster.controller_id.is_none()),
-        "metadata group without a leader",
+        "metadata group",
+        "without a leader",
     );
-    add(status.leaderless, "partitions without a leader");
+    add(status.leaderless, "partition", "without a leader");
     let dead = brokers().filter(|broker| !broker.live).count();
-    add(dead as i32, "brokers are not connected");
+    add(dead as i32, "broker", "not connected");
     let readonly = status
         .brokers
         .iter()
         .filter(|state| !state.writable)
         .count();
-    add(readonly as i32, "brokers refuse writes until a restart");
+    add(readonly as i32, "broker", "without writes until a restart");
     add(
         status.under_replicated,
-        "partitions with replicas that are not in sync",
+        "partition",
+        "with replicas that are not in sync",
     );
     add(
         status.rack_violations,
-        "partitions whose spread over racks could be better",
+        "partition",
+        "whose spread over racks could be better",
     );
     troubles
 }
@@ -257,22 +260,33 @@ async fn racks(common: &Common) -> Result<(), Failure> {
     })
 }
 
+/// Every broker of the cluster, with what it says of itself if it answered.
+fn states(status: &ClusterStatus) -> impl Iterator<Item = (&BrokerInfo, Option<&BrokerStatus>)> {
+    status.cluster.brokers.iter().map(|broker| {
+        let mut states = status.brokers.iter();
+        let state = states.find(|state| state.broker.broker_id == broker.broker_id);
+        (broker, state)
+    })
+}
+
 fn value(status: &ClusterStatus) -> Value {
-    let brokers: Vec<_> = status
-        .brokers
-        .iter()
-        .map(|state| {
+    let uptime_ms =
+        |state: &BrokerStatus| u64::try_from(state.uptime.as_millis()).unwrap_or(u64::MAX);
+    let brokers: Vec<_> = states(status)
+        .map(|(broker, state)| {
             json!({
-                "id": state.broker.broker_id,
-                "rack": state.broker.rack,
-                "grpc": state.broker.address,
-                "http": state.broker.http_address,
-                "version": state.broker.version,
-                "writable": state.writable,
-                "uptime_ms": u64::try_from(state.uptime.as_millis()).unwrap_or(u64::MAX),
-                "log_size_bytes": state.log_size_bytes,
-                "disk_free_bytes": state.disk_free_bytes,
-                "disk_total_bytes": state.disk_total_bytes,
+                "id": broker.broker_id,
+                "rack": broker.rack,
+                "grpc": broker.address,
+                "http": broker.http_address,
+                "version": broker.version,
+                "live": broker.live,
+                "state": broker.state.as_str(),
+                "writable": state.map(|state| state.writable),
+                "uptime_ms": state.map(uptime_ms),
+                "log_size_bytes": state.map(|state| state.log_size_bytes),
+                "disk_free_bytes": state.map(|state| state.disk_free_bytes),
+                "disk_total_bytes": state.map(|state| state.disk_total_bytes),
             })
         })
         .collect();
@@ -296,29 +310,41 @@ fn table(status: &ClusterStatus) -> String {
         ("cluster", status.cluster.cluster_id.clone()),
         (
             "controller",
-            controller.map_or("none".to_owned(), |id| format!("broker {id}")),
+            controller.map_or("none".to_owned(), |id| format!("broker {id} (*)")),
         ),
         ("topics", status.topics.to_string()),
         ("partitions", status.partitions.to_string()),
     ]);
-    let rows = status
-        .brokers
-        .iter()
-        .map(|state| {
+    let rows = states(status)
+        .map(|(broker, state)| {
+            let said =
+                |show: &dyn Fn(&BrokerStatus) -> String| state.map_or_else(|| "-".to_owned(), show);
+            let condition = match state {
+                Some(state) if !state.writable => "READ-ONLY",
+                Some(_) if broker.state == BrokerState::Active => "ok",
+                Some(_) => broker.state.as_str(),
+                None if broker.live => "SILENT",
+                None => "AWAY",
+            };
+            let role = match controller == Some(broker.broker_id) {
+                true => " *",
+                false => "",
+            };
             vec![
-                state.broker.broker_id.to_string(),
-                state.broker.rack.clone().unwrap_or("-".to_owned()),
-                state.broker.address.clone(),
-                if state.writable { "ok" } else { "READ-ONLY" }.to_owned(),
-                show_size(state.log_size_bytes),
-                format!(
-                    "{} of {}",
-                    show_size(state.disk_free_bytes),
-                    show_size(state.disk_total_bytes)
-                ),
-                humantime::format_duration(std::time::Duration::from_secs(state.uptime.as_secs()))
-                    .to_string(),
-                state.broker.version.clone(),
+                format!("{}{role}", broker.broker_id),
+                broker.rack.clone().unwrap_or("-".to_owned()),
+                broker.address.clone(),
+                condition.to_owned(),
+                said(&|state| show_size(state.log_size_bytes)),
+                said(&|state| {
+                    let free = show_size(state.disk_free_bytes);
+                    format!("{free} of {}", show_size(state.disk_total_bytes))
+                }),
+                said(&|state| {
+                    let seconds = std::time::Duration::from_secs(state.uptime.as_secs());
+                    humantime::format_duration(seconds).to_string()
+                }),
+                broker.version.clone(),
             ]
         })
         .collect();

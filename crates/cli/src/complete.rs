@@ -12,6 +12,7 @@ use timberline_client::{Client, ClientOptions};
 use crate::cli::Cli;
 use crate::failure::Failure;
 use crate::output::print_text;
+use crate::values::count;
 
 /// Set by the shell's script when it wants candidates.
 pub(crate) const VARIABLE: &str = "TIMBERLINE_COMPLETE";
@@ -78,7 +79,7 @@ pub(crate) fn topics() -> Vec<CompletionCandidate> {
     topics
         .into_iter()
         .map(|topic| {
-            let help = format!("{} partitions", topic.partitions.len());
+            let help = count(topic.partitions.len(), "partition");
             CompletionCandidate::new(topic.name).help(Some(help.into()))
         })
         .collect()

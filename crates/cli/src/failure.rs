@@ -188,7 +188,9 @@ impl From<ClientError> for Failure {
             ClientError::DeliveryTimeout {
                 outcome_unknown, ..
             } => {
-                let failure = Failure::timed_out(error.to_string());
+                let failure = Failure::timed_out(error.to_string()).next(
+                    "See `timberline cluster health` and `timberline partition list --troubled`; then try again, or give it longer with --timeout.",
+                );
                 if *outcome_unknown {
                     failure.reason(OUTCOME_UNKNOWN)
                 } else {

@@ -208,6 +208,10 @@ async fn serve(config: BrokerConfig) -> Result<(), Failure> {
     tokio::select! {
         stopped = broker.shutdown() => {
             stopped.map_err(|error| Failure::failed(format!("stopping: {error}")))?;
+            if let Some(why) = broker.given_up() {
+                return Err(Failure::failed(why)
+                    .next("Its data directory belongs to no cluster any more: start anew with an empty one, or do not start it."));
+            }
             tracing::info!("stopped");
             Ok(())
         }

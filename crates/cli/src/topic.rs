@@ -15,7 +15,7 @@ use crate::complete::topics;
 use crate::connect::ClientArgs;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, print};
-use crate::values::{parse_pair, show_size};
+use crate::values::{count, parse_pair, show_size};
 
 /// Create, look at, change and delete topics.
 #[derive(Debug, Args)]
@@ -215,7 +215,10 @@ async fn create(args: CreateArgs) -> Result<(), Failure> {
         } else {
             "created"
         };
-        format!("{done} {name} with {} partitions\n", args.partitions)
+        format!(
+            "{done} {name} with {}\n",
+            count(args.partitions, "partition")
+        )
     })
 }
 
@@ -263,17 +266,11 @@ async fn describe(args: DescribeArgs) -> Result<(), Failure> {
     })
 }
 
-/// The states of all partitions with where each is; a partition without news has only its place.
-fn partitions_of(topic: &TopicDescription) -> Vec<(PartitionState, &PartitionInfo)> {
+/// All partitions with their states; there is none of a partition whose leader told nothing.
+fn partitions_of(topic: &TopicDescription) -> Vec<(Option<&PartitionState>, &PartitionInfo)> {
     let state = |number| {
-        let found = topic
-            .partitions
-            .iter()
-            .find(|state| state.partition == number);
-        found.cloned().unwrap_or(PartitionState {
-            partition: number,
-            ..PartitionState::default()
-        })
+        let mut states = topic.partitions.iter();
+        states.find(|state| state.partition == number)
     };
     let infos = topic.topic.partitions.iter();
     infos.map(|info| (state(info.partition), info)).collect()
@@ -283,21 +280,23 @@ fn description_value(topic: &TopicDescription) -> Value {
     let partitions: Vec<_> = partitions_of(topic)
         .into_iter()
         .map(|(state, info)| {
-            let quarantined = state.quarantined.iter();
-            let quarantined: Vec<_> = quarantined
-                .map(|range| json!({"from": range.from, "to": range.to}))
-                .collect();
+            let quarantined = |state: &PartitionState| -> Vec<Value> {
+                let ranges = state.quarantined.iter();
+                ranges
+                    .map(|range| json!({"from": range.from, "to": range.to}))
+                    .collect()
+            };
             json!({
-                "partition": state.partition,
+                "partition": info.partition,
                 "leader": info.leader_id,
-                "leader_epoch": state.leader_epoch,
+                "leader_epoch": state.map_or(info.leader_epoch, |state| state.leader_epoch),
                 "replicas": info.replicas,
                 "in_sync": info.in_sync,
-                "log_start_offset": state.log_start_offset,
-                "high_watermark": state.high_watermark,
-                "size_bytes": state.size_bytes,
-                "segments": state.segments,
-                "quarantined": quarantined,
+                "log_start_offset": state.map(|state| state.log_start_offset),
+                "high_watermark": state.map(|state| state.high_watermark),
+                "size_bytes": state.map(|state| state.size_bytes),
+                "segments": state.map(|state| state.segments),
+                "quarantined": state.map(quarantined),
             })
         })
         .collect();
@@ -313,36 +312,43 @@ fn description_value(topic: &TopicDescription) -> Value {
 
 fn description_table(topic: &TopicDescription, wide: bool) -> String {
     let partitions = partitions_of(topic);
-    let size: i64 = partitions.iter().map(|(state, ..)| state.size_bytes).sum();
-    let records: i64 = partitions
-        .iter()
-        .map(|(state, ..)| state.high_watermark - state.log_start_offset)
+    let told = || partitions.iter().filter_map(|(state, _)| *state);
+    let size: i64 = told().map(|state| state.size_bytes).sum();
+    let records: i64 = told()
+        .map(|state| state.high_watermark - state.log_start_offset)
         .sum();
+    let silent = partitions.len() - told().count();
+    let sum = |text: String| match silent {
+        0 => text,
+        some => format!("{text} without {}", count(some, "partition")),
+    };
     let head = facts(&[
         ("topic", topic.topic.name.clone()),
         ("id", topic.topic.topic_id.to_string()),
         ("replicas", topic.topic.replication_factor.to_string()),
-        ("records", records.to_string()),
-        ("size", show_size(size)),
+        ("records", sum(records.to_string())),
+        ("size", sum(show_size(size))),
     ]);
     let rows = partitions
         .iter()
         .map(|(state, info)| {
-            let damaged: i64 = state
-                .quarantined
-                .iter()
-                .map(|range| range.to - range.from)
-                .sum();
+            let damaged = |state: &PartitionState| -> i64 {
+                let ranges = state.quarantined.iter();
+                ranges.map(|range| range.to - range.from).sum()
+            };
+            let said = |show: &dyn Fn(&PartitionState) -> String| {
+                state.map_or_else(|| "-".to_owned(), show)
+            };
             vec![
-                state.partition.to_string(),
+                info.partition.to_string(),
                 info.leader_id
                     .map_or("none".to_owned(), |id| id.to_string()),
-                state.leader_epoch.to_string(),
-                state.log_start_offset.to_string(),
-                state.high_watermark.to_string(),
-                show_size(state.size_bytes),
-                state.segments.to_string(),
-                damaged.to_string(),
+                said(&|state| state.leader_epoch.to_string()),
+                said(&|state| state.log_start_offset.to_string()),
+                said(&|state| state.high_watermark.to_string()),
+                said(&|state| show_size(state.size_bytes)),
+                said(&|state| state.segments.to_string()),
+                said(&|state| damaged(state).to_string()),
             ]
         })
         .collect();
@@ -443,7 +449,7 @@ async fn add_partitions(args: AddPartitionsArgs) -> Result<(), Failure> {
         .await?;
     print(args.common.output, &topic_value(&info), || {
         let has = if args.dry_run { "would have" } else { "has" };
-        format!("{} {has} {} partitions\n", args.topic, args.total)
+        format!("{} {has} {}\n", args.topic, count(args.total, "partition"))
     })
 }
 

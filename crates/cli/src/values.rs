@@ -185,6 +185,21 @@ pub(crate) fn show_size(bytes: i64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// `1 broker is`, `2 brokers are`.
+pub(crate) fn count_are(number: usize, one: &str) -> String {
+    let be = if number == 1 { "is" } else { "are" };
+    format!("{} {be}", count(number as u64, one))
+}
+
+/// `1 broker`, `2 brokers`.
+pub(crate) fn count(number: impl TryInto<u64>, one: &str) -> String {
+    let number = number.try_into().unwrap_or(0);
+    match number {
+        1 => format!("1 {one}"),
+        many => format!("{many} {one}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,5 +265,13 @@ mod tests {
         assert_eq!(show_size(1536), "1.5 KiB");
         assert_eq!(show_time(1_700_000_000_250), "2023-11-14T22:13:20.250Z");
         assert_eq!(show_time(-5), "@-5");
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(count(0, "broker"), "0 brokers");
+        assert_eq!(count(1, "broker"), "1 broker");
+        assert_eq!(count_are(1, "broker"), "1 broker is");
+        assert_eq!(count_are(2, "broker"), "2 brokers are");
     }
 }

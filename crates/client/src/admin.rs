@@ -1,9 +1,12 @@
 //! Changing and inspecting topics and their configuration.
 
+use std::collections::BTreeSet;
+
 use timberline_proto::error::ApiError;
 use timberline_proto::v1;
 
 use crate::client::{Client, by_name};
+use crate::connection::Connection;
 use crate::consumer::Position;
 use crate::error::Result;
 use crate::types::{
@@ -162,7 +165,8 @@ impl Admin {
         Ok(topics)
     }
 
-    /// A topic with the state of its partitions and its configuration.
+    /// A topic with the state of its partitions and its configuration. A partition's state is that of its leader, which is
+    /// asked for it; a partition has none while it has no leader, or when its leader does not answer soon.
     ///
     /// # Errors
     /// `UNKNOWN_TOPIC`.
@@ -177,14 +181,26 @@ impl Admin {
                 async move { connection.admin().describe_topic(request).await }
             })
             .await?;
-        let mut partitions: Vec<_> = answer
-            .partitions
-            .into_iter()
-            .map(PartitionState::from)
-            .collect();
+        let info = TopicInfo::from(answer.topic.unwrap_or_default());
+        let leaders = info.partitions.iter();
+        let leaders: BTreeSet<i32> = leaders.filter_map(|one| one.leader_id).collect();
+        let told = self.ask_each(leaders, |connection| {
+            let request = request.clone();
+            async move { connection.admin().describe_topic(request).await }
+        });
+        let mut partitions = Vec::new();
+        for (broker, described) in told.await? {
+            let led = |state: &v1::PartitionState| {
+                let mut infos = info.partitions.iter();
+                let info = infos.find(|info| info.partition == state.partition);
+                info.is_some_and(|info| info.leader_id == Some(broker))
+            };
+            let states = described.partitions.into_iter().filter(led);
+            partitions.extend(states.map(PartitionState::from));
+        }
         partitions.sort_by_key(|state| state.partition);
         Ok(TopicDescription {
-            topic: answer.topic.unwrap_or_default().into(),
+            topic: info,
             partitions,
             config: answer.config.into_iter().map(ConfigEntry::from).collect(),
         })
@@ -242,6 +258,8 @@ impl Admin {
     ///
     /// # Errors
     /// Those of every call.
+    ///
+    /// Every broker that is connected is asked for its own state; those that do not answer soon are not among them.
     pub async fn cluster_info(&self) -> Result<ClusterStatus> {
         let request = v1::ClusterInfoRequest {};
         let answer = self
@@ -250,7 +268,57 @@ impl Admin {
                 connection.admin().cluster_info(request).await
             })
             .await?;
-        Ok(answer.into())
+        let mut status = ClusterStatus::from(answer);
+        let live = status.cluster.brokers.iter().filter(|one| one.live);
+        let others: BTreeSet<i32> = live
+            .map(|one| one.broker_id)
+            .filter(|id| {
+                status
+                    .brokers
+                    .iter()
+                    .all(|known| known.broker.broker_id != *id)
+            })
+            .collect();
+        let told = self.ask_each(others, |connection| async move {
+            connection.admin().cluster_info(request).await
+        });
+        for (broker, answer) in told.await? {
+            let answer = ClusterStatus::from(answer);
+            let own = answer.brokers.into_iter();
+            let own = own.filter(|state| state.broker.broker_id == broker);
+            status.brokers.extend(own);
+        }
+        status.brokers.sort_by_key(|state| state.broker.broker_id);
+        Ok(status)
+    }
+
+    /// Asks each of these brokers, all at once. Those that do not answer soon are left out.
+    async fn ask_each<T, F>(
+        &self,
+        brokers: BTreeSet<i32>,
+        make: impl Fn(Connection) -> F,
+    ) -> Result<Vec<(i32, T)>>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    {
+        if brokers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let cluster = self.client.cluster().await?;
+        let known = cluster.brokers.iter();
+        let known = known.filter(|one| brokers.contains(&one.broker_id));
+        let asked = known.map(|one| {
+            let make = &make;
+            async move {
+                let answer = self.client.ask_broker(&one.address, make).await;
+                let answer = answer.inspect_err(|error| {
+                    tracing::debug!(broker = one.broker_id, %error, "a broker told nothing");
+                });
+                Some((one.broker_id, answer.ok()?))
+            }
+        });
+        let answers = futures::future::join_all(asked).await;
+        Ok(answers.into_iter().flatten().collect())
     }
 
     /// Finds one offset per item, in the order of the items. Leaders are asked; a leader that moves is followed.

@@ -521,6 +521,27 @@ impl Client {
         Ok(connection)
     }
 
+    /// Asks one broker and no other, once.
+    pub(crate) async fn ask_broker<T, F>(
+        &self,
+        address: &str,
+        make: impl Fn(Connection) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let asked = async {
+            let connection = self.leader(address).await?;
+            let answer = make(connection).await;
+            let answer = answer.map_err(|status| Error::from_status(address, &status))?;
+            Ok(answer.into_inner())
+        };
+        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(timed_out("asking a broker", ANSWER_WITHIN)),
+        }
+    }
+
     /// The connection for calls: the one there is, or a new one to the first address that takes it.
     async fn control(&self) -> Result<Connection> {
         let mut control = self.inner.control.lock().await;

@@ -63,7 +63,7 @@ pub enum Error {
         outcome_unknown: bool,
         /// The delivery timeout.
         after: Duration,
-        /// The last error seen for the batch or its partition; empty if there was none.
+        /// The last error seen for the batch or its partition, or what was waited for.
         last: String,
     },
 

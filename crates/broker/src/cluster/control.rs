@@ -109,7 +109,8 @@ impl State {
     fn was_removed(&mut self, core: &Core) -> bool {
         let known = core.cluster.brokers().contains_key(&core.cluster.me());
         if self.was_known && !known {
-            tracing::warn!("this broker was removed from the cluster; stop it");
+            core.lifecycle
+                .give_up("this broker was removed from the cluster");
         }
         self.was_known |= known;
         self.was_known && !known

@@ -15,11 +15,11 @@ pub(crate) mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures::future::{BoxFuture, FutureExt};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use timberline_consensus::Envelope;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
@@ -37,6 +37,11 @@ use crate::shard::{Shards, Work};
 const RETRY_WITHOUT_LEADER: Duration = Duration::from_millis(20);
 /// How long a hand-over may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Between two looks for the controller.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a broker says again what it leads and who is in sync.
+const TELL_AGAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// The metadata log, as a partition.
 pub(crate) const METADATA: (Uuid, i32) = (Uuid::nil(), 0);
@@ -59,6 +64,8 @@ pub(crate) struct Cluster {
     /// Rung whenever a claim or a broker changes; counts up.
     changes: watch::Sender<u64>,
     live: RwLock<BTreeSet<i32>>,
+    /// Since when no controller has been known, as [`Cluster::keep_telling`] found it.
+    controller_missed_at: Mutex<Option<Instant>>,
     /// `None` for a broker that is a cluster of its own.
     peers: Option<Peers>,
     directory: Arc<Directory>,
@@ -75,6 +82,7 @@ impl Cluster {
             claims: RwLock::default(),
             changes: watch::Sender::new(0),
             live: RwLock::new(BTreeSet::from([me])),
+            controller_missed_at: Mutex::new(None),
             peers,
             directory,
             shards: OnceLock::new(),
@@ -159,10 +167,16 @@ impl Cluster {
     }
 
     fn claim(&self, place: (Uuid, i32), term: u64, broker: Option<i32>, in_sync: Vec<i32>) {
+        let told = !in_sync.is_empty();
         let claim = Claim {
             term,
             broker,
-            in_sync,
+            // A leader is in sync with itself, whoever else is.
+            in_sync: if told {
+                in_sync
+            } else {
+                broker.into_iter().collect()
+            },
         };
         {
             let mut claims = self.claims.write();
@@ -176,9 +190,7 @@ impl Cluster {
                     return;
                 }
                 // Only the leader knows who is in sync with it; a follower's own view says nothing about that.
-                Some(known)
-                    if known.term == term && known.broker == broker && claim.in_sync.is_empty() =>
-                {
+                Some(known) if known.term == term && known.broker == broker && !told => {
                     return;
                 }
                 Some(known) if *known == claim => return,
@@ -211,6 +223,38 @@ impl Cluster {
                 peers.gossip(broker, leaderships.clone());
             }
         }
+    }
+
+    /// Looks for the controller, and says again what this broker leads: news may get lost, and nobody would notice.
+    pub(crate) async fn keep_telling(self: Arc<Self>) {
+        let mut told_at = Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.look_for_controller();
+            if told_at.elapsed() < TELL_AGAIN_EVERY {
+                continue;
+            }
+            told_at = Instant::now();
+            for &broker in self.brokers.load().keys() {
+                if broker != self.me {
+                    self.announce_all(broker);
+                }
+            }
+        }
+    }
+
+    fn look_for_controller(&self) {
+        let mut missed = self.controller_missed_at.lock();
+        match self.controller() {
+            Some(_) => *missed = None,
+            None => *missed = missed.or_else(|| Some(Instant::now())),
+        }
+    }
+
+    /// For how long no controller has been known.
+    pub(crate) fn without_controller_for(&self) -> Option<Duration> {
+        let missed = *self.controller_missed_at.lock();
+        missed.map(|at| at.elapsed())
     }
 
     /// Tells one broker everything that this one leads.

@@ -31,8 +31,8 @@ pub(crate) struct Committed {
     pub(crate) table: RwLock<Table>,
     /// Index of the last entry applied; also the revision that clients see.
     pub(crate) applied: watch::Sender<u64>,
-    /// Replicas found on disk that the table does not know; left alone.
-    pub(crate) quarantined: AtomicUsize,
+    /// Replicas found on disk that the table does not know, or not yet; left alone.
+    pub(crate) quarantined: Mutex<HashSet<ReplicaId>>,
     /// Tombstones that were carried out here and may leave the next image.
     pub(crate) buried: Mutex<HashSet<u64>>,
     /// Commands applied since the last image.
@@ -53,7 +53,7 @@ impl Committed {
         Arc::new(Committed {
             table: RwLock::default(),
             applied: watch::Sender::new(0),
-            quarantined: AtomicUsize::new(0),
+            quarantined: Mutex::default(),
             buried: Mutex::default(),
             since_image: AtomicUsize::new(0),
             inbox: Mutex::default(),
@@ -128,7 +128,7 @@ impl Backend {
                 let spec = log.spec();
                 tracing::warn!(%replica, topic = %spec.topic, partition = spec.partition,
                     "a replica on disk is not in the metadata; it is left alone");
-                self.committed.quarantined.fetch_add(1, Ordering::Relaxed);
+                self.committed.quarantined.lock().insert(*replica);
             }
         }
         // Those of other brokers are theirs to carry out.
@@ -301,6 +301,7 @@ impl Backend {
             }
             None => self.store.create_replica(spec, config.log.clone())?,
         };
+        self.committed.quarantined.lock().remove(&spec.replica);
         let member = |one: &table::Replica| Member {
             node: one.id,
             broker: one.broker,
@@ -413,6 +414,7 @@ pub(crate) fn open_group(log: &Arc<Log>, node: u64, timing: Timing) -> Result<Lo
 fn bury(store: &Store, committed: &Committed, replica: ReplicaId) {
     match store.remove_replica(replica) {
         Ok(()) => {
+            committed.quarantined.lock().remove(&replica);
             committed.buried.lock().insert(replica.0);
         }
         Err(error) => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prost::Message;
+use timberline_consensus::{ConfigEntry, Member};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal::{self as pb, metadata_command::Command};
 use timberline_storage::Log;
@@ -114,9 +115,25 @@ impl Frontend {
         let _ = tokio::time::timeout(SHOW_TIMEOUT, wait).await;
     }
 
-    /// Replicas on disk that the metadata does not know.
+    /// Replicas on disk that the metadata does not know. Without a controller the metadata may have more to tell: none.
     pub(crate) fn quarantined(&self) -> usize {
-        self.committed.quarantined.load(Ordering::Relaxed)
+        match self.cluster.metadata_lead().leader {
+            Some(_) => self.committed.quarantined.lock().len(),
+            None => 0,
+        }
+    }
+
+    /// Brokers that vote on the metadata; while the voters change, those before and after.
+    pub(crate) fn voters(&self) -> Vec<Vec<i32>> {
+        let (_, payload) = self.log.last_membership();
+        let Ok(entry) = ConfigEntry::decode(&payload) else {
+            return Vec::new();
+        };
+        let brokers = |members: &[Member]| members.iter().map(|member| member.broker).collect();
+        let membership = &entry.result;
+        let groups = [&membership.voters, &membership.outgoing];
+        let groups = groups.into_iter().filter(|group| !group.is_empty());
+        groups.map(|group| brokers(group)).collect()
     }
 
     /// Partitions hosted here, and how many of them have damaged ranges.

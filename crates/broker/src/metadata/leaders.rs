@@ -139,6 +139,25 @@ pub(crate) fn can_stop(
     at_risk.collect()
 }
 
+/// The same of a group that is no topic's, say the metadata's: its voters, twice while they change. `None`: the broker can
+/// stop, or has no vote.
+pub(crate) fn group_at_risk(
+    voters: &[Vec<i32>],
+    in_sync: &[i32],
+    broker: i32,
+) -> Option<(usize, usize)> {
+    let with_it = voters.iter().filter(|group| group.contains(&broker));
+    let mut at_risk = with_it.filter_map(|group| {
+        let left = group
+            .iter()
+            .filter(|one| **one != broker && in_sync.contains(one))
+            .count();
+        let needed = majority(group.len());
+        (left < needed).then_some((left, needed))
+    });
+    at_risk.next()
+}
+
 /// In-sync voters left without some brokers, and how many a majority needs, if they are too few. While a new replica is in
 /// sync the group may stand in a joint configuration, and then needs a majority of what it becomes as well.
 fn left_without(

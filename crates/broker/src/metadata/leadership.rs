@@ -13,7 +13,7 @@ pub(crate) trait Leadership: Send + Sync {
     /// Term and broker of the leader that is known with the highest term; `None` when none is known now.
     fn leader_of(&self, topic: Uuid, partition: i32) -> Option<(u64, i32)>;
 
-    /// Brokers whose replica is in sync, the leader's included; empty when that is not known.
+    /// Brokers whose replica is in sync, the leader's included; only the leader until it has said more, empty without one.
     fn in_sync(&self, topic: Uuid, partition: i32) -> Vec<i32>;
 
     /// Brokers that are connected, this one included.

@@ -21,6 +21,7 @@ use super::connection::{Connection, Failure, Use, unreachable};
 use super::hello::{LaneId, VERSION_MAX, VERSION_MIN};
 use super::lane::{Bounds, Lane};
 use super::limits::{ANSWER_BYTES_MAX, BACKOFF_MAX, BACKOFF_MIN, HELLO_TIMEOUT, SOUND_AFTER};
+use super::quiet::Quiet;
 
 const EXCHANGE: &str = "/timberline.internal.v1.PeerService/Exchange";
 
@@ -54,6 +55,7 @@ impl Link {
                 connected: AtomicBool::new(false),
                 connection: Mutex::new(None),
                 last_error: Mutex::new(None),
+                refusals: Quiet::default(),
             })
         };
         let lane = |bounds| Lane::new(bounds, Arc::clone(peers.counters()));
@@ -102,6 +104,8 @@ pub(super) struct Line {
     /// While connected, for calls.
     pub(super) connection: Mutex<Option<Connection>>,
     pub(super) last_error: Mutex<Option<ApiError>>,
+    /// Refusals that were logged.
+    refusals: Quiet<Option<Reason>>,
 }
 
 /// A connection whose lanes were all accepted.
@@ -267,15 +271,16 @@ impl Line {
         for (_, lane) in &self.lanes {
             began |= lane.down();
         }
-        let again = self
-            .last_error
-            .lock()
-            .replace(failure.error.clone())
-            .is_some_and(|last| last.reason == failure.error.reason);
-        if again || failure.error.reason == Some(Reason::PeerUnreachable) {
-            tracing::debug!(broker = self.broker, error = %failure.error, "no connection to a peer");
-        } else {
-            tracing::warn!(broker = self.broker, error = %failure.error, "refused by a peer");
+        *self.last_error.lock() = Some(failure.error.clone());
+        let reason = failure.error.reason;
+        let refused = reason != Some(Reason::PeerUnreachable);
+        match refused.then(|| self.refusals.due(reason)).flatten() {
+            Some(left_out) => {
+                tracing::warn!(broker = self.broker, line = ?self.purpose, error = %failure.error, left_out, "refused by a peer");
+            }
+            None => {
+                tracing::debug!(broker = self.broker, error = %failure.error, "no connection to a peer");
+            }
         }
         if began {
             self.peers.tell(|handler| handler.unreachable(self.broker));

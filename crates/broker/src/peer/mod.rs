@@ -23,6 +23,7 @@ mod hello;
 mod lane;
 mod limits;
 mod link;
+mod quiet;
 mod server;
 mod sessions;
 mod stats;

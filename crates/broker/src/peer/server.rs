@@ -1,5 +1,6 @@
 //! The listening side: streams from other brokers, and their calls.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use timberline_proto::error::{ApiError, Reason};
@@ -21,6 +22,7 @@ use super::limits::{
     HEADER_BYTES_MAX, HELLO_TIMEOUT, MESSAGE_BYTES_MAX, PROMPT_KEEPALIVE, PROMPT_KEEPALIVE_TIMEOUT,
     STREAM_WINDOW_BYTES,
 };
+use super::quiet::Quiet;
 use super::sessions::{Session, Sessions};
 use super::{PeerHandler, Peers};
 use crate::listen::Listener;
@@ -40,6 +42,7 @@ pub(super) fn serve(
         handler,
         sessions: Arc::default(),
         handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+        refusals: Arc::default(),
     };
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -66,6 +69,8 @@ struct Service {
     handler: Arc<dyn PeerHandler>,
     sessions: Arc<Sessions>,
     handshakes: Arc<Semaphore>,
+    /// Refusals that were logged.
+    refusals: Arc<Quiet<(Option<IpAddr>, Option<Reason>)>>,
 }
 
 impl Service {
@@ -109,7 +114,12 @@ impl PeerService for Service {
             Ok((hello, version, session))
         });
         let (hello, version, session) = entered.map_err(|error| {
-            tracing::warn!(?from, %error, "a peer was refused");
+            if let Some(left_out) = self
+                .refusals
+                .due((from.map(|from| from.ip()), error.reason))
+            {
+                tracing::warn!(?from, %error, left_out, "a peer was refused");
+            }
             error.to_status()
         })?;
         tracing::debug!(broker = hello.broker_id, lane = ?hello.lane, boot = hello.boot, "a peer's stream");

@@ -337,7 +337,8 @@ impl Writer {
         if before.here && !lead.here {
             self.partition.set_in_sync(Vec::new());
         }
-        if lead.here && before.term != lead.term {
+        // A candidate was in this term before.
+        if lead.here && !(before.here && before.term == lead.term) {
             outside.metrics.elected();
             self.look_who_is_in_sync(&outside.cluster, sends);
         }

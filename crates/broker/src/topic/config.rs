@@ -132,7 +132,7 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         name: "min.insync.replicas",
-        documentation: "Replicas that have a record before it is acknowledged. One broker serves only 1.",
+        documentation: "Only 1 is accepted, and it changes nothing: a record is acknowledged when a majority of its partition's replicas has it synced.",
         default: |_| "1".to_owned(),
         check: |text, _| one_of(text, &["1"], &["2", "3"]),
     },

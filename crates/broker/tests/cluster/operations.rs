@@ -220,7 +220,7 @@ async fn a_decommissioned_broker_ends_empty_and_can_be_removed() {
     })
     .await;
     cluster.in_sync("t", 3).await;
-    // It still runs, and does not put itself in again, neither in its rounds nor when it starts anew.
+    // It gives up, and does not put itself in again, neither while it still runs nor when it starts anew.
     let removed = cluster.at(other).admin().remove_broker(remove).await;
     removed.unwrap();
     let mut gone = cluster.members.remove(&leaves).unwrap();
@@ -241,6 +241,16 @@ async fn a_decommissioned_broker_ends_empty_and_can_be_removed() {
         assert!(!known().await, "it came back by itself");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
+    let removed = gone.broker();
+    tokio::time::timeout(std::time::Duration::from_secs(10), removed.wait())
+        .await
+        .expect("it gives up by itself");
+    let why = removed.given_up().unwrap();
+    assert!(why.contains("removed from the cluster"), "{why}");
+    let mut client = gone.metadata();
+    let asked = client.get_metadata(GetMetadataRequest::default()).await;
+    assert!(asked.is_err(), "its clients are sent away");
+    drop(removed);
     gone.stop().await;
     let refused = gone.start().await.unwrap_err();
     assert!(
@@ -260,4 +270,109 @@ async fn a_decommissioned_broker_ends_empty_and_can_be_removed() {
     cluster.start_all().await;
     load.brokers.lock().clone_from(&cluster.addresses());
     load.check(&cluster).await;
+}
+
+/// The sum of a metric over its labels.
+async fn metric(member: &Member, name: &str) -> f64 {
+    let (status, text) = member.http("/metrics").await;
+    assert_eq!(status, 200);
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum()
+}
+
+#[tokio::test]
+async fn a_broker_that_the_metadata_need_can_not_stop_and_without_them_nobody_is_ready() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.all_live().await;
+    let elections = async |cluster: &Cluster| {
+        let mut sum = 0.0;
+        for member in cluster.up() {
+            sum += metric(member, "timberline_raft_leader_changes_total").await;
+        }
+        sum
+    };
+    let before = elections(&cluster).await;
+    let can_stop = async |cluster: &Cluster, asked: i32, id: i32| {
+        let stop = CanStopRequest { broker_id: id };
+        let answer = cluster.at(asked).admin().can_stop(stop).await;
+        answer.unwrap().into_inner()
+    };
+    until("each could be stopped", async || {
+        for id in 1..=3 {
+            can_stop(&cluster, 1, id).await.can_stop.then_some(())?;
+        }
+        Some(())
+    })
+    .await;
+    let controller = cluster.controller().await;
+    let counted = metric(
+        cluster.at(controller),
+        "timberline_raft_leader_changes_total",
+    )
+    .await;
+    cluster.at_mut(controller).crash(false).await;
+    let left: Vec<i32> = cluster.up().map(|member| member.id).collect();
+    // Who needed the other's vote counts its election as well.
+    until("the election is counted", async || {
+        (elections(&cluster).await > before - counted).then_some(())
+    })
+    .await;
+    until("neither of two can be stopped", async || {
+        let told = can_stop(&cluster, left[0], left[1]).await;
+        let risk = told.at_risk.first()?;
+        assert_eq!((told.can_stop, told.at_risk_count), (false, 1));
+        assert_eq!(risk.topic, "(the cluster's metadata)");
+        // Right after the election the new leader knows of itself only.
+        ((risk.left, risk.needed) == (1, 2)).then_some(())
+    })
+    .await;
+    // The one that is away is not needed.
+    until("the one that is away may be", async || {
+        let told = can_stop(&cluster, left[0], controller).await;
+        told.can_stop.then_some(())
+    })
+    .await;
+    assert_eq!(cluster.at(left[0]).http("/readyz").await.0, 200);
+    cluster.at_mut(left[1]).crash(false).await;
+    until("a broker that is alone is not ready", async || {
+        let (status, why) = cluster.at(left[0]).http("/readyz").await;
+        (status == 503).then_some(())?;
+        why.contains("no controller is known").then_some(())
+    })
+    .await;
+    cluster.at_mut(controller).start().await.unwrap();
+    until("it is ready with another", async || {
+        (cluster.at(left[0]).http("/readyz").await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_nobody_where_there_is_no_successor() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.topic("narrow", 3, 1).await;
+    let leader = cluster.leader("narrow", 0).await.leader_id.unwrap();
+    let begun = std::time::Instant::now();
+    cluster.at_mut(leader).stop().await;
+    let took = begun.elapsed();
+    assert!(took.as_millis() < 2500, "{took:?}");
+}
+
+#[tokio::test]
+async fn replicas_that_the_metadata_name_later_are_not_quarantined_for_good() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.topic("t", 6, 3).await;
+    cluster.in_sync("t", 3).await;
+    for id in 1..=3 {
+        cluster.at_mut(id).crash(true).await;
+        cluster.at_mut(id).start().await.unwrap();
+        cluster.in_sync("t", 3).await;
+        until("all are taken up", async || {
+            let name = "timberline_partitions{state=\"quarantined\"}";
+            (metric(cluster.at(id), name).await == 0.0).then_some(())
+        })
+        .await;
+    }
 }

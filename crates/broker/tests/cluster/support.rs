@@ -21,6 +21,8 @@ use timberline_proto::v1::metadata_service_client::MetadataServiceClient;
 use timberline_proto::v1::producer_service_client::ProducerServiceClient;
 use timberline_proto::v1::*;
 use timberline_storage::disk::FaultDisk;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -192,6 +194,24 @@ impl Member {
         assert!(self.up.is_none());
         self.forks += 1;
         self.disk = FaultDisk::new(self.forks * 77 + self.id as u64);
+    }
+
+    /// Status and body of an HTTP request.
+    pub(crate) async fn http(&self, path: &str) -> (u16, String) {
+        let address = self.up.as_ref().unwrap().broker.http_addr();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    /// The broker itself.
+    pub(crate) fn broker(&self) -> Arc<RunningBroker> {
+        Arc::clone(&self.up.as_ref().unwrap().broker)
     }
 
     pub(crate) fn is_up(&self) -> bool {

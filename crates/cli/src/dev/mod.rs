@@ -19,6 +19,7 @@ use self::state::{Locked, State, read};
 use self::status::Asker;
 use crate::failure::{ADDRESS_IN_USE, Failure};
 use crate::output::{Format, print, print_text};
+use crate::values::{count, count_are};
 
 /// Where a cluster is kept unless told otherwise.
 const DIR: &str = "timberline-dev";
@@ -174,10 +175,11 @@ async fn up(dir: &Path, args: &UpArgs) -> Result<(), Failure> {
     };
     cluster.leave();
     let text = format!(
-        "{} brokers are up after {} ms; logs and data are in {}\nbootstrap  {}\n",
-        state.brokers.len(),
+        "{} up after {} ms; logs and data are in {}\nbootstrap  {}\nfor other commands here:  export TIMBERLINE_BOOTSTRAP={}\n",
+        count_are(state.brokers.len(), "broker"),
         begun.elapsed().as_millis(),
         dir.display(),
+        state.bootstrap(),
         state.bootstrap(),
     );
     print_text(&text)?;
@@ -217,8 +219,8 @@ fn planned(dir: &Path, held: Option<State>, args: &UpArgs) -> Result<State, Fail
     if other_racks || other_count {
         racks.dedup();
         return Err(Failure::failed(format!(
-            "{here} holds a cluster of {} brokers in the racks {}",
-            held.brokers.len(),
+            "{here} holds a cluster of {} in the racks {}",
+            count(held.brokers.len(), "broker"),
             racks.join(", ")
         ))
         .next(format!(
@@ -391,7 +393,8 @@ async fn down(dir: &Path) -> Result<(), Failure> {
     }
     locked.write(&state)?;
     print_text(&format!(
-        "{ended} brokers are down; their data stays in {}\n",
+        "{} down; the data stays in {}\n",
+        count_are(ended, "broker"),
         dir.display()
     ))
 }

@@ -1,6 +1,6 @@
 //! How a dev cluster is: its processes, and what its brokers say of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,10 +33,14 @@ struct Counts {
 }
 
 impl Picture {
-    fn add(&mut self, topic: &TopicInfo) {
+    /// Of a topic as a broker knows it, which may not have heard yet that others stopped `running`.
+    fn add(&mut self, topic: &TopicInfo, running: &BTreeSet<i32>) {
         for partition in &topic.partitions {
             self.partitions += 1;
-            match partition.leader_id {
+            let there = partition.replicas.iter().filter(|id| running.contains(id));
+            let majority = there.count() * 2 > partition.replicas.len();
+            let leader = partition.leader_id.filter(|id| running.contains(id));
+            match leader.filter(|_| majority) {
                 Some(leader) => self.brokers.entry(leader).or_default().leads += 1,
                 None => self.leaderless += 1,
             }
@@ -70,25 +74,32 @@ impl Asker {
         let client = match &self.client {
             Some(client) => client.clone(),
             None => {
-                let running = state.brokers.iter();
-                let running = running.filter(|broker| broker.state() == ProcessState::Running);
+                let up = up(state).map(|broker| broker.addresses.grpc.to_string());
                 let options = ClientOptions::default()
-                    .bootstrap(running.map(|broker| broker.addresses.grpc.to_string()))
+                    .bootstrap(up)
                     .connect_timeout(ANSWER_WITHIN)
                     .request_timeout(ANSWER_WITHIN);
                 let client = Client::connect(options).await.ok()?;
                 self.client.insert(client).clone()
             }
         };
+        let running: BTreeSet<i32> = up(state).map(|broker| broker.id).collect();
+        let controller = client.cluster().await.ok()?.controller_id;
         let mut picture = Picture {
-            controller: client.cluster().await.ok()?.controller_id,
+            controller: controller.filter(|id| running.contains(id)),
             ..Picture::default()
         };
         for topic in client.admin().list_topics(true).await.ok()? {
-            picture.add(&topic);
+            picture.add(&topic, &running);
         }
         Some(picture)
     }
+}
+
+/// Brokers whose process runs and is not paused.
+fn up(state: &State) -> impl Iterator<Item = &DevBroker> {
+    let brokers = state.brokers.iter();
+    brokers.filter(|broker| broker.state() == ProcessState::Running)
 }
 
 /// The contract of `dev status -o json`.
@@ -142,7 +153,10 @@ pub(super) fn table(state: &State, picture: Option<&Picture>) -> String {
     ];
     let right = ["PID", "LEADS", "REPLICAS", "BEHIND"];
     let rows = state.brokers.iter().map(row).collect();
-    let leads = controller.map(|id| format!("broker {id} (*)"));
+    let leads = picture.map(|picture| match picture.controller {
+        Some(id) => format!("broker {id} (*)"),
+        None => "none: nothing can be changed".to_owned(),
+    });
     let partitions = picture.map(|picture| match picture.leaderless {
         0 => format!("{}, all led", picture.partitions),
         some => format!("{}, {some} without a leader", picture.partitions),
@@ -197,14 +211,15 @@ mod tests {
             ..PartitionInfo::default()
         };
         let mut picture = Picture::default();
-        picture.add(&TopicInfo {
+        let topic = TopicInfo {
             partitions: vec![
                 partition(Some(1), &[1, 2]),
                 partition(Some(1), &[1, 2, 3]),
                 partition(None, &[1]),
             ],
             ..TopicInfo::default()
-        });
+        };
+        picture.add(&topic, &BTreeSet::from([1, 2, 3]));
         let counts = |id| {
             let counts = picture.brokers[&id];
             (counts.leads, counts.replicas, counts.behind)
@@ -216,5 +231,13 @@ mod tests {
         let text = table(&state(), Some(&picture));
         assert!(text.contains("3, 1 without a leader"), "{text}");
         assert!(table(&state(), None).contains("controller  -"));
+        // What a broker still believes of others counts for nothing.
+        for running in [BTreeSet::from([1]), BTreeSet::from([2, 3])] {
+            let mut picture = Picture::default();
+            picture.add(&topic, &running);
+            let text = table(&state(), Some(&picture));
+            assert!(text.contains("3, 3 without a leader"), "{text}");
+            assert!(text.contains("controller  none"), "{text}");
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::json::RecordJson;
 use crate::output::{Format, print};
 use crate::progress::{Progress, Unit};
 use crate::values::{
-    Separator, parse_codec, parse_duration, parse_pair, parse_separator, parse_size,
+    Separator, count, parse_codec, parse_duration, parse_pair, parse_separator, parse_size,
 };
 use input::{Lines, Pieces};
 
@@ -146,15 +146,16 @@ pub(crate) async fn run(args: ProduceArgs) -> Result<(), Failure> {
     match (stopped, outcomes.first_error) {
         (_, Some(error)) => {
             let what = format!(
-                "{} records acknowledged, {} not",
-                outcomes.acknowledged, outcomes.failed
+                "{} acknowledged, {} not",
+                count(outcomes.acknowledged, "record"),
+                outcomes.failed
             );
             Err(Failure::from(error).while_doing(&what))
         }
         (Some(failure), None) => {
             let what = format!(
-                "stopped after {} acknowledged records",
-                outcomes.acknowledged
+                "stopped after {} acknowledged",
+                count(outcomes.acknowledged, "record")
             );
             Err(failure.while_doing(&what))
         }

@@ -262,8 +262,10 @@ fn the_cluster() {
             "grpc",
             "http",
             "id",
+            "live",
             "log_size_bytes",
             "rack",
+            "state",
             "uptime_ms",
             "version",
             "writable"

@@ -244,3 +244,58 @@ fn a_drill_of_every_kind_loses_nothing() {
         assert!(report["acknowledged"].as_u64().unwrap() > 100, "{report}");
     }
 }
+
+#[test]
+fn whoever_is_asked_shows_what_leaders_and_all_brokers_say() {
+    let mut brokers = Brokers::start(3);
+    let create = ["topic", "create", "t", "--partitions", "3"];
+    brokers.run(&[&create[..], &["--replication-factor", "1"]].concat());
+    for partition in ["0", "1", "2"] {
+        let produce = ["produce", "t", "--partition", partition];
+        brokers.try_run(&produce, b"one\ntwo\n").ok();
+    }
+    let asked_at = |bootstrap: &str, args: &[&str]| {
+        let mut command = binary();
+        command.args(args).env("TIMBERLINE_BOOTSTRAP", bootstrap);
+        run(command, b"").ok()
+    };
+    let ends = |described: &Value| -> Vec<Option<i64>> {
+        let partitions = described["partitions"].as_array().unwrap().iter();
+        partitions
+            .map(|one| one["high_watermark"].as_i64())
+            .collect()
+    };
+    let bootstrap = brokers.cluster.bootstrap();
+    for address in bootstrap.split(',') {
+        let described = asked_at(address, &["topic", "describe", "t", "-o", "json"]);
+        assert_eq!(ends(&described.json()), [Some(2); 3], "{address}");
+        let info = asked_at(address, &["cluster", "info", "-o", "json"]).json();
+        let all = info["brokers"].as_array().unwrap();
+        assert_eq!(all.len(), 3);
+        assert!(
+            all.iter()
+                .all(|one| one["writable"] == true && one["live"] == true)
+        );
+    }
+    let dead = brokers.leader("t");
+    brokers.cluster.kill(dead).unwrap();
+    wait_for("its partition has nobody to tell its offsets", || {
+        let described = brokers
+            .run(&["topic", "describe", "t", "-o", "json"])
+            .json();
+        (ends(&described) == [None, Some(2), Some(2)]).then_some(())
+    });
+    let table = brokers.run(&["topic", "describe", "t"]).out;
+    assert!(table.contains("4 without 1 partition"), "{table}");
+    // It may have been the controller.
+    wait_for("two that are there, one that is away", || {
+        let info = brokers.run(&["cluster", "info"]).out;
+        (info.contains("AWAY") && info.contains("(*)")).then_some(())
+    });
+    // Two are left of three: none of them may go.
+    let other = if dead == 1 { "2" } else { "1" };
+    wait_for("the metadata need both", || {
+        let refused = brokers.try_run(&["broker", "can-stop", other], b"");
+        (refused.code == 3 && refused.err.contains("the cluster's metadata")).then_some(())
+    });
+}

@@ -91,6 +91,8 @@ fn a_broker_is_killed_paused_resumed_and_started_again() {
         "{}",
         up.out
     );
+    let export = format!("export TIMBERLINE_BOOTSTRAP=127.0.0.1:{}", dev.base);
+    assert!(up.out.contains(&export), "{}", up.out);
     let first = dev.broker();
     assert_eq!(
         (&first["id"], &first["state"]),
@@ -123,7 +125,7 @@ fn a_broker_is_killed_paused_resumed_and_started_again() {
     assert_eq!(dev.broker()["state"], "down");
     // What was there is gone on with, and nothing else.
     dev.run(&["up", "--brokers", "2", "--dir", "elsewhere"])
-        .fails(1, &["holds a cluster of 1 brokers"]);
+        .fails(1, &["holds a cluster of 1 broker in"]);
     dev.run(&["up", "--detach", "--dir", "elsewhere"]).ok();
     assert_eq!(dev.broker()["grpc"], first["grpc"]);
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use timberline_record::{BatchBuilder, BatchOptions, Header, Limits, TimestampType};
+use timberline_record::{BatchBuilder, BatchOptions, Codec, Header, Limits, TimestampType};
 
 use crate::error::{Error, Result};
 use crate::options::ProducerOptions;
@@ -45,6 +45,8 @@ pub(crate) struct Partition {
     pub(crate) waiting_bytes: AtomicUsize,
     /// The driver closed the batch that records without a key stuck to.
     unstuck: AtomicBool,
+    /// Largest batch that the topic takes, as a broker said when it refused a larger one.
+    bytes_max: AtomicUsize,
     accumulator: Mutex<Accumulator>,
 }
 
@@ -135,6 +137,7 @@ impl Partition {
             slot,
             waiting_bytes: AtomicUsize::new(0),
             unstuck: AtomicBool::new(false),
+            bytes_max: AtomicUsize::new(usize::MAX),
             accumulator: Mutex::new(Accumulator::default()),
         }
     }
@@ -154,6 +157,7 @@ impl Partition {
             headers,
             reserved,
         } = *record;
+        let batch_bytes = batch_bytes.min(self.bytes_max.load(Ordering::Relaxed));
         let mut accumulator = self.accumulator.lock();
         if accumulator.closed {
             return Err(Error::Closed);
@@ -176,7 +180,7 @@ impl Partition {
         let capacity = (accumulator.last_bytes + accumulator.last_bytes / 8)
             .clamp(FIRST_BYTES, batch_bytes.max(FIRST_BYTES));
         let open = accumulator.open.get_or_insert_with(|| OpenBatch {
-            builder: new_builder(options, capacity),
+            builder: new_builder(options.codec, capacity),
             completion: Completion::new(self.partition),
             reserved: 0,
             begun: Instant::now(),
@@ -218,6 +222,11 @@ impl Partition {
         std::mem::take(&mut accumulator.full)
     }
 
+    /// Batches larger than this were refused: the next ones are no larger, unless it is by one record.
+    pub(crate) fn limit_batches(&self, bytes: usize) {
+        self.bytes_max.fetch_min(bytes, Ordering::Relaxed);
+    }
+
     /// From now on nothing is taken.
     pub(crate) fn close(&self) {
         self.accumulator.lock().closed = true;
@@ -244,16 +253,21 @@ impl Accumulator {
     }
 }
 
-fn new_builder(options: &ProducerOptions, capacity: usize) -> BatchBuilder {
+/// What a batch of this producer keeps to.
+pub(crate) fn limits() -> Limits {
+    Limits {
+        max_batch_bytes: MAX_BATCH_BYTES,
+        max_decompressed_bytes: MAX_BATCH_BYTES,
+        ..Limits::default()
+    }
+}
+
+pub(crate) fn new_builder(codec: Codec, capacity: usize) -> BatchBuilder {
     BatchBuilder::with_options(BatchOptions {
-        codec: options.codec,
+        codec,
         timestamp_type: TimestampType::CreateTime,
         capacity,
-        limits: Limits {
-            max_batch_bytes: MAX_BATCH_BYTES,
-            max_decompressed_bytes: MAX_BATCH_BYTES,
-            ..Limits::default()
-        },
+        limits: limits(),
         ..BatchOptions::default()
     })
 }

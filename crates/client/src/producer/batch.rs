@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use timberline_record::{Batch, BatchBuilder, ProducerStamp};
+use timberline_record::{Batch, BatchBuilder, ProducerStamp, Record};
 
 use crate::error::{Error, Result};
-use crate::producer::accumulator::Partition;
-use crate::producer::core::Payload;
-use crate::producer::delivery::{BatchAck, Completion};
+use crate::producer::accumulator::{Partition, limits, new_builder};
+use crate::producer::core::{Payload, sequence_after};
+use crate::producer::delivery::{BatchAck, Completion, Part};
 
 /// A closed batch; its bytes are made when it is first sent.
 #[derive(Debug)]
@@ -18,7 +18,8 @@ pub(crate) struct ClosedBatch {
     partition: Arc<Partition>,
     completion: Arc<Completion>,
     content: Content,
-    records: u32,
+    /// Which of the completion's records it holds: all, unless it was cut.
+    part: Part,
     /// Bytes of the producer's buffer that its records hold.
     reserved: usize,
     begun: Instant,
@@ -43,7 +44,7 @@ impl ClosedBatch {
         ClosedBatch {
             partition,
             completion,
-            records: builder.record_count() as u32,
+            part: Part::whole(builder.record_count() as u32),
             content: Content::Open(builder),
             reserved,
             begun,
@@ -68,14 +69,14 @@ impl ClosedBatch {
         self.partition
             .waiting_bytes
             .fetch_sub(self.reserved, Ordering::Relaxed);
-        self.completion.complete(outcome);
+        self.completion.complete(self.part, outcome);
     }
 }
 
 /// Whatever happens to a batch, nobody waits for it forever. Counts only if there was no outcome before.
 impl Drop for ClosedBatch {
     fn drop(&mut self) {
-        self.completion.complete(Err(Error::Closed));
+        self.completion.complete(self.part, Err(Error::Closed));
     }
 }
 
@@ -83,7 +84,7 @@ impl Payload for ClosedBatch {
     type Wire = (Arc<Partition>, Bytes);
 
     fn records(&self) -> u32 {
-        self.records
+        self.part.records
     }
 
     fn bytes(&self) -> usize {
@@ -117,4 +118,50 @@ impl Payload for ClosedBatch {
         };
         (self.partition.clone(), bytes)
     }
+
+    fn split(&mut self) -> Option<ClosedBatch> {
+        let Content::Built(batch) = &self.content else {
+            return None;
+        };
+        let (first, second) = self.part.halves()?;
+        let halves = halves(batch, first.records as usize);
+        let (kept, cut) = halves
+            .inspect_err(|error| tracing::warn!(%error, "a batch that is too large can't be cut"))
+            .ok()?;
+        // What each record took is not known any more, and need not be: the sum is right.
+        let share =
+            u128::from(second.records) * self.reserved as u128 / u128::from(self.part.records);
+        let reserved = share as usize;
+        self.content = Content::Built(kept);
+        self.part = first;
+        self.reserved -= reserved;
+        Some(ClosedBatch {
+            partition: self.partition.clone(),
+            completion: self.completion.clone(),
+            content: Content::Built(cut),
+            part: second,
+            reserved,
+            begun: self.begun,
+        })
+    }
+}
+
+/// The first `count` records of a batch as one and the others as another, with their sequences.
+fn halves(batch: &Batch, count: usize) -> timberline_record::Result<(Batch, Batch)> {
+    let stamp = batch.header().producer();
+    let behind = stamp.map(|stamp| ProducerStamp {
+        base_sequence: sequence_after(stamp.base_sequence, count as u32),
+        ..stamp
+    });
+    let records: Vec<Record> = batch.records(&limits())?.collect::<Result<_, _>>()?;
+    let (first, second) = records.split_at(count.min(records.len()));
+    let build = |records: &[Record], stamp| {
+        let capacity = batch.bytes().len();
+        let mut builder = new_builder(batch.header().codec(), capacity);
+        for record in records {
+            builder.append_record(record)?;
+        }
+        builder.build(stamp)
+    };
+    Ok((build(first, stamp)?, build(second, behind)?))
 }

@@ -1,7 +1,7 @@
 //! The rules of sending, without I/O and without a clock: events and the time go in, [`Action`]s come out.
 //!
 //! A **slot** is a partition, a **route** a stream to the broker that leads it. A batch waits in its slot's `pending`
-//! queue until it gets a place in the slot's `window` (at most five batches), and with it a sequence.
+//! queue until it gets a place in the slot's `window` (at most five batches, more only while batches are cut), and with it a sequence.
 //!
 //! **The rules** (of an idempotent producer; the broker takes a batch only if its sequence follows on the last one
 //! taken, answers a repeated one with the offset of its first copy, and refuses all others):
@@ -11,13 +11,16 @@
 //! 2. When a stream is lost, all batches without an answer are *doubtful* and go again, in order, on the next one.
 //! 3. When a batch is refused and may be sent again (no leader, full, overloaded), nothing of its slot is sent until
 //!    every batch of the window has an answer; then all that are left go again, in order. At most one copy of
-//!    a batch is under way on a stream at any time.
+//!    a batch is under way on a stream at any time, and at most five batches: brokers remember no more.
 //! 4. A batch whose deadline passes in the pending queue fails cleanly: it was not written and has no sequence, so
 //!    none is missing.
 //! 5. A batch whose deadline passes in the window fails; its outcome is unknown unless every copy of it was
 //!    refused. Its sequence may be missing at the broker now, so the slot is **broken**: nothing new is
 //!    sent under this epoch. The batches behind it are still sent and resolve one way or the other.
-//! 6. A batch refused for good (too large, damaged) fails and breaks its slot likewise.
+//! 6. A batch refused for good (damaged, or too large and a single record) fails and breaks its slot likewise. One of
+//!    several records that is too large is cut in two, which take its place and share its sequences in order: they
+//!    were not used, and the batches behind it, refused for their sequence meanwhile, keep theirs. So in the end
+//!    only a record that is too large by itself fails. A doubtful batch is not cut: a copy of it may have been written.
 //! 7. When the first batch of the window is refused for its sequence, the window is given up: batches that are
 //!    doubtful fail with their outcome unknown (a copy may still be on its way somewhere); the others were
 //!    refused every time, go back to the pending queue and get new sequences later. The slot is broken.
@@ -66,6 +69,11 @@ pub(crate) trait Payload {
     fn seal(&mut self, stamp: Option<ProducerStamp>) -> Result<()>;
     /// The sealed bytes.
     fn wire(&self) -> Self::Wire;
+    /// Cuts a sealed batch in two: this keeps the first half of the records and its stamp, the second half is returned,
+    /// with the sequences that follow. `None`, and nothing is changed, if that can't be done.
+    fn split(&mut self) -> Option<Self>
+    where
+        Self: Sized;
 }
 
 /// What the rules ask for.
@@ -125,7 +133,7 @@ struct Slot<B> {
     route: Option<RouteId>,
     retry_at: Option<Instant>,
     backoff: Backoff,
-    /// Said when a batch times out.
+    /// Said when a batch times out; empty if there was none.
     last_error: String,
 }
 
@@ -380,6 +388,10 @@ impl<B: Payload> Core<B> {
             Err(error) => error,
         };
         let sequence = self.rules.idempotent && is_about_sequence(&error);
+        if error.reason == Some(Reason::RecordTooLarge) && slot.cut(at, &error) {
+            self.batches += 1;
+            return Some(id);
+        }
         if !sequence && !is_retriable(&error) {
             let flying = slot.window.remove(at)?;
             // Its sequence may be missing from now on (rule 6); one known as written is not.
@@ -455,7 +467,17 @@ impl<B: Payload> Core<B> {
             };
             expired.push((queued.batch, false));
         }
-        let last = slot.last_error.clone();
+        let mut last = slot.last_error.clone();
+        if last.is_empty() && !expired.is_empty() {
+            let reached = slot.route.map(|route| self.routes[route as usize].up);
+            last = match (reached, self.rules.idempotent && slot.epoch.is_none()) {
+                (None, _) => "no leader of the partition is known",
+                (Some(false), _) => "there is no connection to the partition's leader",
+                (Some(true), true) => "no broker gave out a producer id",
+                (Some(true), false) => "the partition's leader has not answered",
+            }
+            .to_owned();
+        }
         for (batch, outcome_unknown) in expired {
             let error = Error::DeliveryTimeout {
                 outcome_unknown,
@@ -548,7 +570,8 @@ impl<B: Payload> Core<B> {
             u64::from(id) << 32 | u64::from(*attempts)
         };
         if resend {
-            for flying in &mut slot.window {
+            // Cut batches make the window longer: those behind have their turn when these are answered.
+            for flying in slot.window.iter_mut().take(self.rules.max_in_flight) {
                 flying.correlation_id = attempt(&mut self.attempts);
                 flying.place = Place::Awaiting(route);
                 state.unanswered_bytes += flying.queued.batch.bytes();
@@ -617,6 +640,32 @@ impl<B: Payload> Core<B> {
     fn complete(&mut self, batch: B, outcome: Result<BatchAck>, out: &mut Vec<Action<B>>) {
         self.batches -= 1;
         out.push(Action::Complete { batch, outcome });
+    }
+}
+
+impl<B: Payload> Slot<B> {
+    /// Rule 6: cuts a batch that was refused as too large, if it can be.
+    fn cut(&mut self, at: usize, error: &ApiError) -> bool {
+        let flying = &mut self.window[at];
+        if flying.doubtful {
+            return false;
+        }
+        let Some(second) = flying.queued.batch.split() else {
+            return false;
+        };
+        flying.place = Place::Resend(Some(error.clone()));
+        let second = InFlight {
+            queued: Queued {
+                batch: second,
+                deadline: flying.queued.deadline,
+            },
+            correlation_id: flying.correlation_id,
+            place: Place::Resend(Some(error.clone())),
+            doubtful: false,
+        };
+        self.window.insert(at + 1, second);
+        self.last_error = error.to_string();
+        true
     }
 }
 

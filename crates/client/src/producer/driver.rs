@@ -638,12 +638,16 @@ impl Driver {
             }
             Down::Hello(_) => return,
         };
+        let largest = answer.as_ref().err().and_then(largest_batch);
         let unknown_topic =
             matches!(&answer, Err(error) if error.reason == Some(Reason::UnknownTopic));
         let hint = answer.as_ref().err().and_then(leader_hint);
         let slot = self
             .core
             .answered(correlation_id, answer, now, &mut self.actions);
+        if let (Some(slot), Some(bytes)) = (slot, largest) {
+            self.slots[slot as usize].partition.limit_batches(bytes);
+        }
         if let (Some(slot), Some(hint)) = (slot, hint) {
             if self.follow_hint(slot, route, &hint) {
                 self.core.hurry(slot);
@@ -739,6 +743,13 @@ impl Driver {
             }
         }
     }
+}
+
+/// The topic's bound of a batch, if that is what the refusal tells.
+fn largest_batch(error: &ApiError) -> Option<usize> {
+    let told = error.metadata.get("max_message_bytes");
+    let told = told.filter(|_| error.reason == Some(Reason::RecordTooLarge))?;
+    told.parse().ok()
 }
 
 /// Checks what the broker granted.

@@ -291,7 +291,7 @@ impl Shared {
         for completion in completions {
             let result = completion.wait().await;
             if outcome.is_ok() {
-                outcome = result.map(|_| ());
+                outcome = result;
             }
         }
         outcome

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::ProducerStamp;
 
-use super::core::{Action, Core, Epoch, Payload, RouteId, Rules, SlotId};
+use super::core::{Action, Core, Epoch, Payload, RouteId, Rules, SlotId, sequence_after};
 use super::delivery::BatchAck;
 use crate::backoff::Backoff;
 use crate::error::{Error, Result};
@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 const SLOTS: usize = 3;
 const ROUTES: usize = 2;
 const STEPS: usize = 1500;
+/// Records that a batch may have at a broker; producers make larger ones.
+const COUNT_MAX: u32 = 6;
 const DELIVERY_TIMEOUT: Duration = Duration::from_millis(2000);
 
 /// Consecutive numbers as values.
@@ -48,6 +50,40 @@ impl Payload for TestBatch {
     fn wire(&self) -> TestBatch {
         self.clone()
     }
+
+    fn split(&mut self) -> Option<TestBatch> {
+        let count = self.count / 2;
+        let second = TestBatch {
+            first: self.first + u64::from(count),
+            count: self.count - count,
+            stamp: self.stamp.map(|stamp| ProducerStamp {
+                base_sequence: sequence_after(stamp.base_sequence, count),
+                ..stamp
+            }),
+            ..*self
+        };
+        if count == 0 {
+            return None;
+        }
+        self.count = count;
+        Some(second)
+    }
+}
+
+/// Records that are too large by themselves.
+fn is_large(value: u64) -> bool {
+    value % 41 == 17
+}
+
+impl TestBatch {
+    fn values(&self) -> std::ops::Range<u64> {
+        self.first..self.first + u64::from(self.count)
+    }
+
+    /// Brokers look at this before anything else.
+    fn is_too_large(&self) -> bool {
+        self.count > COUNT_MAX || self.values().any(is_large)
+    }
 }
 
 #[derive(Default)]
@@ -66,6 +102,9 @@ struct Log {
 
 impl Log {
     fn write(&mut self, batch: &TestBatch) -> Result<(i64, bool), Reason> {
+        if batch.is_too_large() {
+            return Err(Reason::RecordTooLarge);
+        }
         let stamp = batch.stamp.expect("idempotent producers stamp");
         let known = self.producers.contains_key(&stamp.id);
         let state = self.producers.entry(stamp.id).or_default();
@@ -100,8 +139,7 @@ impl Log {
         if state.last.len() > 5 {
             state.last.pop_front();
         }
-        self.values
-            .extend(batch.first..batch.first + u64::from(batch.count));
+        self.values.extend(batch.values());
         Ok((base, false))
     }
 }
@@ -141,6 +179,8 @@ struct World {
     init: Option<Option<Epoch>>,
     faults: bool,
     met: HashMap<&'static str, u32>,
+    /// Parts that came without their batch.
+    cut: u32,
 }
 
 impl World {
@@ -178,6 +218,7 @@ impl World {
             init: None,
             faults: true,
             met: HashMap::new(),
+            cut: 0,
         }
     }
 
@@ -213,7 +254,8 @@ impl World {
 
     fn produce(&mut self) {
         let slot = self.random.random_range(0..SLOTS);
-        let count = self.random.random_range(1..4);
+        let large = self.chance(10);
+        let count = self.random.random_range(if large { 4..20 } else { 1..4 });
         let batch = TestBatch {
             slot,
             first: self.next_value,
@@ -288,6 +330,8 @@ impl World {
     }
 
     fn complete(&mut self, batch: &TestBatch, outcome: Result<BatchAck>) {
+        let begins = |&(first, _): &(u64, u32)| first == batch.first;
+        self.cut += u32::from(!self.sent[batch.slot].iter().any(begins));
         for index in 0..batch.count {
             let outcome = match &outcome {
                 Ok(ack) => Outcome::Stored(ack.base_offset + i64::from(index)),
@@ -314,7 +358,7 @@ impl World {
                 [self.random.random_range(0..3)];
             refuse(reason)
         } else if self.fault("refused for good", 1) {
-            refuse(Reason::RecordTooLarge)
+            refuse(Reason::CorruptBatch)
         } else if self.fault("refused after writing", 2) {
             let _ = self.logs[batch.slot].write(&batch);
             refuse(Reason::Timeout)
@@ -500,16 +544,21 @@ fn run(seed: u64) -> HashMap<&'static str, u32> {
         world.produce();
     }
     world.heal();
-    let stored = |value: u64| matches!(world.outcomes[&value], Outcome::Stored(_));
+    let right = |value: u64| match world.outcomes[&value] {
+        Outcome::Stored(_) => !is_large(value),
+        Outcome::NotWritten => is_large(value),
+        Outcome::Unknown => false,
+    };
     assert!(
-        (before..world.next_value).all(stored),
-        "a healthy cluster refuses"
+        (before..world.next_value).all(right),
+        "a healthy cluster refuses what is too large and nothing else"
     );
     while !world.zombies.is_empty() {
         world.zombie_arrives();
     }
     world.check();
     let mut met = world.met;
+    met.insert("batch cut", world.cut);
     for outcome in world.outcomes.values() {
         let name = match outcome {
             Outcome::Stored(_) => "stored",
@@ -541,6 +590,7 @@ fn random_faults_never_break_the_promises() {
         "refused for good",
         "refused after writing",
         "epoch lost",
+        "batch cut",
         "long silence",
         "stored",
         "not written",
@@ -634,6 +684,85 @@ impl World {
             self.answer_arrives();
         }
     }
+}
+
+/// Rule 6, step by step: the batches behind keep their sequences, and no epoch is used up but for the record too large.
+#[test]
+fn of_a_batch_too_large_only_the_record_too_large_fails() {
+    let mut world = World::new(0);
+    world.faults = false;
+    world.next_value = 13;
+    world.produce_in(0);
+    world.background_works();
+    world.init_works();
+    world.broker_works_on(0);
+    world.answer_arrives_on(0);
+    // 14 to 17 go together, and the last of them is large; 18 and 19 come behind.
+    let batch = TestBatch {
+        slot: 0,
+        first: 14,
+        count: 4,
+        stamp: None,
+    };
+    world.sent[0].push((14, 4));
+    world.next_value += 4;
+    world.core.enqueue(0, batch, world.now);
+    world.service(0);
+    world.produce_in(0);
+    world.produce_in(0);
+    assert_eq!(world.streams[0].requests.len(), 3);
+    let mut rounds = 0;
+    while world.outcomes.len() < 7 {
+        rounds += 1;
+        assert!(rounds < 10, "{:?}", world.outcomes);
+        world.broker_works_on(0);
+        world.answer_arrives_on(0);
+        world.init_works();
+        world.now += Duration::from_millis(100);
+        world.service(0);
+    }
+    assert_eq!(world.outcomes[&17], Outcome::NotWritten);
+    assert_eq!(world.logs[0].values, [13, 14, 15, 16, 18, 19]);
+    assert_eq!(
+        world.epochs[&2], 1,
+        "one new epoch for the missing sequence"
+    );
+}
+
+/// A batch that may have been written is not cut: its parts would be other batches with its sequences.
+#[test]
+fn a_doubtful_batch_is_not_cut() {
+    let mut world = World::new(0);
+    world.faults = false;
+    world.produce_in(0);
+    world.background_works();
+    world.init_works();
+    let batch = TestBatch {
+        slot: 0,
+        first: 1,
+        count: 4,
+        stamp: None,
+    };
+    world.sent[0].push((1, 4));
+    world.next_value += 4;
+    world.core.enqueue(0, batch, world.now);
+    world.service(0);
+    world.core.route_down(0, "stream lost");
+    world.streams[0] = Stream::default();
+    world.service(0);
+    world.background_works();
+    let (first, _) = world.streams[0].requests.pop_front().unwrap();
+    let (second, _) = world.streams[0].requests.pop_front().unwrap();
+    let ack = BatchAck {
+        base_offset: 0,
+        log_append_time_ms: None,
+        duplicate: false,
+    };
+    let refused = ApiError::new(Reason::RecordTooLarge, "simulated");
+    world.streams[0].answers.push_back((first, Ok(ack)));
+    world.streams[0].answers.push_back((second, Err(refused)));
+    world.answer_arrives_on(0);
+    assert!((1..5).all(|value| world.outcomes[&value] == Outcome::Unknown));
 }
 
 /// What a broker that lost its memory of the producer, or fences it, leads to.

@@ -32,6 +32,8 @@ pub(crate) const TOPIC_ID: [u8; 16] = [7; 16];
 pub(crate) struct Faults {
     /// The next batches are refused with these.
     pub(crate) refuse: VecDeque<ApiError>,
+    /// Batches of more bytes are refused, as by a topic's max.message.bytes.
+    pub(crate) max_message_bytes: Option<usize>,
     /// After this many more batches were written, the stream is lost before the acknowledgement.
     pub(crate) lose_stream_after: Option<usize>,
     /// Acknowledgements are held back for so long.
@@ -331,7 +333,15 @@ impl ProducerService for Services {
                 };
                 let (swallow, refusal, delay) = {
                     let mut faults = state.faults.lock();
-                    (faults.swallow, faults.refuse.pop_front(), faults.ack_delay)
+                    let too_large = faults
+                        .max_message_bytes
+                        .filter(|&limit| batch.batch.len() > limit)
+                        .map(|limit| {
+                            let error = ApiError::new(Reason::RecordTooLarge, "too large");
+                            error.with("max_message_bytes", limit)
+                        });
+                    let refusal = too_large.or_else(|| faults.refuse.pop_front());
+                    (faults.swallow, refusal, faults.ack_delay)
                 };
                 if swallow {
                     continue;

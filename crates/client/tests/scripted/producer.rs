@@ -255,6 +255,76 @@ async fn a_batch_refused_for_good_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_batch_too_large_only_the_record_too_large_fails() {
+    for (codec, idempotent) in [
+        (Codec::None, true),
+        (Codec::Lz4, true),
+        (Codec::None, false),
+    ] {
+        let broker = Broker::start(1).await;
+        broker.faults(|faults| faults.max_message_bytes = Some(2000));
+        let mut gathers = options()
+            .linger(Duration::from_millis(20))
+            .codec(codec)
+            .idempotent(idempotent);
+        if !idempotent {
+            // Else a refused batch may be overtaken.
+            gathers = gathers.max_in_flight_per_partition(1_usize);
+        }
+        let producer = client(&broker).await.producer(gathers).await.unwrap();
+        // Nothing that a codec makes small.
+        let mut noise = 1_u64;
+        let mut values: Vec<Vec<u8>> = Vec::new();
+        for number in 0..400_usize {
+            let len = if number == 123 {
+                4000
+            } else {
+                20 + number % 50
+            };
+            let bytes = (0..len).map(|_| {
+                noise = noise
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (noise >> 56) as u8
+            });
+            values.push(bytes.collect());
+        }
+        let mut deliveries = Vec::new();
+        for value in &values {
+            let record = ProducerRecord::value("t", value.clone()).with_partition(0);
+            deliveries.push(producer.send(record).await.unwrap());
+        }
+        soon(producer.flush()).await.unwrap_err();
+        let mut next = 0;
+        for (number, delivery) in deliveries.into_iter().enumerate() {
+            match soon(delivery).await {
+                Ok(stored) => {
+                    assert_eq!(stored.offset, next, "{codec:?}: record {number}");
+                    next += 1;
+                }
+                Err(error) => {
+                    assert_eq!(number, 123, "{codec:?}: {error}");
+                    assert_eq!(error.reason(), Some(Reason::RecordTooLarge));
+                }
+            }
+        }
+        values.remove(123);
+        assert!(broker.values(0) == values, "lost, repeated or reordered");
+        assert_eq!(producer.buffered_bytes(), 0);
+        // The limit is known now: what comes next is not refused first.
+        let batches = broker.state.logs.lock()[0].batches.len();
+        let deliveries = send(&producer, 0, 0..200).await;
+        for delivery in deliveries {
+            soon(delivery).await.unwrap();
+        }
+        let logs = broker.state.logs.lock();
+        let behind = logs[0].batches[batches..].iter();
+        let largest = behind.map(|(_, bytes)| bytes.len()).max();
+        assert!(codec != Codec::None || largest > Some(1500), "{largest:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_says_whether_the_outcome_is_known_and_blocks_nothing() {
     let mut broker = Broker::start(2).await;
     let short = options().delivery_timeout(Duration::from_millis(300));

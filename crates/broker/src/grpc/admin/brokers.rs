@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::operations;
 use crate::clock;
+use crate::cluster::METADATA;
 use crate::core::Core;
 use crate::grpc::metadata::cluster_info;
 use crate::metadata::leaders::{self, Fragile};
@@ -16,6 +17,8 @@ use crate::metadata::leadership::leaders;
 use crate::metadata::table::{Table, id_bytes};
 use crate::metadata::{moves, plan};
 
+/// How the metadata group is called among partitions at risk. No topic can have this name.
+const METADATA_NAME: &str = "(the cluster's metadata)";
 /// Partitions at risk that an answer lists.
 const AT_RISK_MAX: usize = 1000;
 
@@ -90,21 +93,43 @@ pub(super) async fn can_stop(
 ) -> Result<v1::CanStopResponse, ApiError> {
     let table = core.metadata.table();
     plan::known_broker(&table, request.broker_id)?;
-    let in_sync = |topic, number| core.leadership.in_sync(topic, number);
+    // Of who is gone the leader may not have noticed yet.
+    let live = core.leadership.live_brokers();
+    let in_sync = |topic, number| -> Vec<i32> {
+        let known = core.leadership.in_sync(topic, number).into_iter();
+        known.filter(|id| live.contains(id)).collect()
+    };
     let at_risk = leaders::can_stop(&table, in_sync, request.broker_id);
-    let listed = at_risk.iter().take(AT_RISK_MAX);
+    let in_sync = in_sync(METADATA.0, METADATA.1);
+    // Nobody is left to miss the metadata of a broker that is alone.
+    let voters = match table.brokers().len() {
+        1 => Vec::new(),
+        _ => core.metadata.voters(),
+    };
+    let metadata = leaders::group_at_risk(&voters, &in_sync, request.broker_id);
+    let metadata = metadata.map(|(left, needed)| v1::PartitionAtRisk {
+        topic_id: id_bytes(METADATA.0),
+        topic: METADATA_NAME.to_owned(),
+        partition: METADATA.1,
+        left: left as i32,
+        needed: needed as i32,
+    });
+    let shown = at_risk.iter().map(|one| v1::PartitionAtRisk {
+        topic_id: id_bytes(one.topic),
+        topic: name_of(&table, one.topic),
+        partition: one.partition,
+        left: one.left as i32,
+        needed: one.needed as i32,
+    });
+    let count = at_risk.len() + usize::from(metadata.is_some());
     Ok(v1::CanStopResponse {
-        can_stop: at_risk.is_empty(),
-        at_risk: listed
-            .map(|one| v1::PartitionAtRisk {
-                topic_id: id_bytes(one.topic),
-                topic: name_of(&table, one.topic),
-                partition: one.partition,
-                left: one.left as i32,
-                needed: one.needed as i32,
-            })
+        can_stop: count == 0,
+        at_risk: metadata
+            .into_iter()
+            .chain(shown)
+            .take(AT_RISK_MAX)
             .collect(),
-        at_risk_count: at_risk.len() as i32,
+        at_risk_count: count as i32,
     })
 }
 

@@ -104,6 +104,25 @@ fn preferred_leaders_can_be_levelled_by_order_alone() {
 }
 
 #[test]
+fn a_group_is_at_risk_by_its_voters() {
+    let at_risk = |voters: &[&[i32]], in_sync: &[i32], broker| {
+        let voters: Vec<Vec<i32>> = voters.iter().map(|group| group.to_vec()).collect();
+        leaders::group_at_risk(&voters, in_sync, broker)
+    };
+    assert_eq!(at_risk(&[&[1, 2, 3]], &[1, 2, 3], 1), None);
+    assert_eq!(at_risk(&[&[1, 2, 3]], &[1, 2], 1), Some((1, 2)));
+    // The one that is away already costs nothing more; who has no vote never does.
+    assert_eq!(at_risk(&[&[1, 2, 3]], &[1, 2], 3), None);
+    assert_eq!(at_risk(&[&[1, 2, 3]], &[1], 4), None);
+    assert_eq!(at_risk(&[&[1, 2, 3]], &[], 1), Some((0, 2)));
+    // While voters change, both groups need a majority.
+    assert_eq!(
+        at_risk(&[&[1, 2, 3], &[1, 4]], &[1, 2, 3, 4], 4),
+        Some((1, 2))
+    );
+}
+
+#[test]
 fn a_broker_can_stop_when_majorities_are_left() {
     let mut c = cluster(&[1, 1, 1]);
     let t = c.topic("t", 2, 3);
