@@ -4,6 +4,7 @@
 //! disk and between replicas do not depend on the API's.
 #![forbid(unsafe_code)]
 
+pub mod codec;
 pub mod error;
 
 pub use packages::internal::v1 as internal;
