@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::{select_all, try_join_all};
 use parking_lot::Mutex;
 use rand::Rng;
+use timberline_proto::codec::SizedCodec;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal::{self as pb, peer_answer::Answer};
 use tokio::sync::{Notify, oneshot};
@@ -14,7 +15,6 @@ use tokio::task::AbortHandle;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Streaming};
-use tonic_prost::ProstCodec;
 
 use super::Peers;
 use super::connection::{Connection, Failure, Use, unreachable};
@@ -192,7 +192,7 @@ impl Line {
             grpc.ready()
                 .await
                 .map_err(|error| unreachable(&self.address, error))?;
-            let codec = ProstCodec::<pb::OutgoingPeerMessage, pb::PeerAnswer>::default();
+            let codec = SizedCodec::<pb::OutgoingPeerMessage, pb::PeerAnswer>::default();
             let path = PathAndQuery::from_static(EXCHANGE);
             let mut answers = grpc
                 .streaming(Request::new(stream), path, codec)
