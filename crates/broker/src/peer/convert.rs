@@ -109,12 +109,13 @@ fn push_beat(beats: &mut Vec<u8>, kind: u8, envelope: &Envelope, commit: u64) {
 /// # Errors
 /// `MALFORMED_MESSAGE`: bytes that are no beats, or too many.
 fn read_beats(bytes: &[u8], envelopes: &mut Vec<Envelope>) -> Result<(), ApiError> {
-    let (beats, rest) = bytes.as_chunks::<BEAT_LEN>();
-    if !rest.is_empty() || beats.len() > BATCH_MESSAGES {
+    let beats = bytes.chunks_exact(BEAT_LEN);
+    if !beats.remainder().is_empty() || beats.len() > BATCH_MESSAGES {
         return Err(malformed(format!("{} bytes of beats", bytes.len())));
     }
     envelopes.reserve(beats.len());
-    for [kind, numbers @ ..] in beats {
+    for beat in beats {
+        let (kind, numbers) = (beat[0], &beat[1..]);
         let number = |at: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&numbers[at * 8..][..8]);
@@ -124,7 +125,7 @@ fn read_beats(bytes: &[u8], envelopes: &mut Vec<Envelope>) -> Result<(), ApiErro
         if from == 0 || to == 0 {
             return Err(malformed("a beat from or to nobody"));
         }
-        let body = match *kind {
+        let body = match kind {
             BEAT => Body::Beat { commit },
             BEAT_REPLY => Body::BeatReply { commit },
             _ => return Err(malformed("a beat of an unknown kind")),
