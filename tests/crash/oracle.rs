@@ -91,6 +91,8 @@ pub(crate) struct Replica {
     hard_versions: Vec<(u64, u64)>,
     /// The version that was reported durable.
     hard_acked: usize,
+    /// The commit index that was reported to outlive a restart.
+    commit_acked: u64,
     /// The highest log start that was durable, by a finished recovery.
     pub(crate) log_start_floor: i64,
     /// It must exist after a crash.
@@ -132,6 +134,7 @@ impl Replica {
             committed: 0,
             hard_versions: vec![(0, 0)],
             hard_acked: 0,
+            commit_acked: 0,
             log_start_floor: 0,
             born: false,
             removed: false,
@@ -284,6 +287,16 @@ impl Replica {
         self.recount();
     }
 
+    /// Entries up to here are committed. With a membership among them the log has a new hard state to write.
+    pub(crate) fn commit(&mut self, to: u64) {
+        let news = self.committed as usize + 1..to as usize + 1;
+        let is_config = |&id: &NodeId| self.nodes[id].kind == EntryKind::Config;
+        if self.path[news].iter().any(is_config) {
+            self.hard_versions.push(self.hard());
+        }
+        self.committed = to;
+    }
+
     /// Term and vote as set last.
     pub(crate) fn hard(&self) -> (u64, u64) {
         self.hard_versions[self.hard_versions.len() - 1]
@@ -345,6 +358,14 @@ impl Replica {
             self.hard_versions.len()
         );
         self.hard_acked = version;
+        ensure!(
+            told.commit <= self.committed && told.commit <= durable,
+            "{}: commit {} is durable, {} is committed, entries are to {durable}",
+            self.spec.replica,
+            told.commit,
+            self.committed
+        );
+        self.commit_acked = self.commit_acked.max(told.commit);
         self.born |= version > 0;
         Ok(more)
     }
@@ -421,6 +442,12 @@ impl Replica {
             "{id}: recovered commit {commit}, only {} was committed",
             self.committed
         );
+        ensure!(
+            commit >= self.commit_acked || promise != Promise::All || self.damaged,
+            "{id}: recovered commit {commit}, {} was durable",
+            self.commit_acked
+        );
+        self.commit_acked = commit;
         self.committed = commit;
         self.acked = last;
         ensure!(

@@ -325,7 +325,7 @@ impl Sim {
         self.note(format!("r{id} commit {to} (durable {acked}, last {last})"));
         let log = self.log(id);
         log.commit_to(to);
-        self.replica(id).committed = to;
+        self.replica(id).commit(to);
         self.replicas[&id].check_figures(&log)
     }
 
