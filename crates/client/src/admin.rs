@@ -1,14 +1,16 @@
 //! Changing and inspecting topics and their configuration.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use timberline_proto::error::ApiError;
 use timberline_proto::v1;
+use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::client::{Client, by_name};
 use crate::connection::Connection;
 use crate::consumer::Position;
-use crate::error::Result;
+use crate::error::{Error, Result, is_retriable};
 use crate::types::{
     ClusterStatus, ConfigChange, ConfigEntry, NewTopic, OffsetInfo, PartitionState,
     TopicDescription, TopicId, TopicInfo, TrimOutcome,
@@ -111,12 +113,64 @@ impl Admin {
         Ok(answer.topic.unwrap_or_default().into())
     }
 
-    /// Moves the log start of partitions up: the records below are gone for good. One outcome per partition.
+    /// Moves the log start of partitions up: the records below are gone for good. One outcome per target, in their order.
+    /// Leaders are asked; a leader that moves is followed.
     ///
     /// # Errors
-    /// `UNKNOWN_TOPIC`.
+    /// `UNKNOWN_TOPIC`, and those of a leader that does not answer.
     pub async fn trim(
         &self,
+        topic: &str,
+        targets: &[TrimTarget],
+        validate_only: bool,
+    ) -> Result<Vec<TrimOutcome>> {
+        let options = self.client.options();
+        let deadline = Instant::now() + options.request_timeout;
+        let mut backoff = Backoff::new(options.retry_backoff, options.retry_backoff_max);
+        let mut outcomes: Vec<Option<TrimOutcome>> = vec![None; targets.len()];
+        loop {
+            let view = self.client.fetch_topic(topic).await?;
+            let mut by_leader: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+            for (at, target) in targets.iter().enumerate() {
+                if outcomes[at].as_ref().is_none_or(may_end_otherwise) {
+                    let known = usize::try_from(target.partition).ok();
+                    let leader = known.and_then(|at| view.leaders.get(at).cloned().flatten());
+                    let leader = leader.map(|address| address.to_string());
+                    by_leader.entry(leader).or_default().push(at);
+                }
+            }
+            let mut silent = None;
+            for (leader, asked) in by_leader {
+                let chosen: Vec<_> = asked.iter().map(|&at| targets[at]).collect();
+                match self
+                    .trim_at(leader.as_deref(), topic, &chosen, validate_only)
+                    .await
+                {
+                    Ok(told) => {
+                        for (outcome, &at) in told.into_iter().zip(&asked) {
+                            outcomes[at] = Some(outcome);
+                        }
+                    }
+                    Err(error) if !error.is_retriable() => return Err(error),
+                    Err(error) => silent = Some(error),
+                }
+            }
+            let wait = backoff.next_pause();
+            let is_late = Instant::now() + wait >= deadline;
+            match silent {
+                Some(error) if is_late => return Err(error),
+                None if is_late || !outcomes.iter().flatten().any(may_end_otherwise) => {
+                    return Ok(outcomes.into_iter().flatten().collect());
+                }
+                _ => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    /// Asks one broker; `None`: whichever answers.
+    async fn trim_at(
+        &self,
+        leader: Option<&str>,
         topic: &str,
         targets: &[TrimTarget],
         validate_only: bool,
@@ -131,13 +185,20 @@ impl Admin {
             partitions: targets.iter().map(partition).collect(),
             validate_only,
         };
-        let answer = self
-            .client
-            .call("TrimTopic", |connection| {
-                let request = request.clone();
-                async move { connection.admin().trim_topic(request).await }
-            })
-            .await?;
+        let ask = |connection: Connection| {
+            let request = request.clone();
+            async move { connection.admin().trim_topic(request).await }
+        };
+        let answer = match leader {
+            Some(address) => self.client.ask_broker(address, ask).await?,
+            None => self.client.call("TrimTopic", ask).await?,
+        };
+        if answer.results.len() != targets.len() {
+            let (told, asked) = (answer.results.len(), targets.len());
+            return Err(Error::Protocol {
+                message: format!("{told} outcomes of {asked} trims"),
+            });
+        }
         let outcome = |result: v1::TrimResult| TrimOutcome {
             partition: result.partition,
             result: match &result.error {
@@ -332,6 +393,11 @@ impl Admin {
     ) -> Result<Vec<OffsetInfo>> {
         self.client.offsets_of(topic, by_name(topic), items).await
     }
+}
+
+/// Asked again, or asked of another broker, it may come out otherwise.
+fn may_end_otherwise(outcome: &TrimOutcome) -> bool {
+    outcome.result.as_ref().is_err_and(is_retriable)
 }
 
 /// One id per change, the same over its retries.

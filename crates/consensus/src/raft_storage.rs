@@ -14,8 +14,12 @@ use crate::log_store::LogStore;
 use crate::membership::{ConfigEntry, Member, Membership};
 use crate::message::SnapshotMark;
 
-/// A follower that lacks more sealed bytes than this gets them as segments, not as entries.
+/// A follower that lacks more sealed bytes than this gets segments, not entries…
 const SHIPPED_FROM_BYTES: u64 = 64 << 20;
+/// …and no less than one in so many of all sealed bytes: segments come from the log's beginning, so whoever has the most
+/// of it gets the rest sooner as entries. And a follower that has taken in all segments must not need them again, however
+/// much was written meanwhile.
+const SHIPPED_SHARE: u64 = 2;
 /// Stubs in one answer for a send: bounds the entries of one message.
 const ENTRIES_PER_MESSAGE: u64 = 256;
 
@@ -45,6 +49,12 @@ pub(crate) fn conf_state(membership: &Membership) -> ConfState {
 }
 
 impl<S: LogStore> RaftStorage<S> {
+    /// Whether a follower that lacks what is from this index on gets segments.
+    fn is_shipped(&self, low: u64) -> bool {
+        let lacked = self.log.sealed_bytes_from(low);
+        lacked > SHIPPED_FROM_BYTES && lacked >= self.log.sealed_bytes_from(0) / SHIPPED_SHARE
+    }
+
     fn stub(&self, index: u64, term: u64) -> Entry {
         let mut entry = Entry::default();
         entry.index = index;
@@ -76,7 +86,7 @@ impl<S: LogStore> Storage for RaftStorage<S> {
         if low < self.log.first_index() {
             return Err(StorageError::Compacted.into());
         }
-        if context.can_async() && self.log.sealed_bytes_from(low) > SHIPPED_FROM_BYTES {
+        if context.can_async() && self.is_shipped(low) {
             return Err(StorageError::Compacted.into());
         }
         // Only sends may be answered in part; everything else wants all, and stubs are small.

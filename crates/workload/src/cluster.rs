@@ -105,6 +105,8 @@ fn plan(
 pub struct Cluster {
     program: PathBuf,
     brokers: Vec<Member>,
+    /// The highest number that one ever had: numbers are not given twice.
+    last_id: i32,
 }
 
 #[derive(Debug)]
@@ -131,14 +133,10 @@ impl Cluster {
         let mut cluster = Cluster {
             program: program.to_owned(),
             brokers: Vec::new(),
+            last_id: 0,
         };
         for spec in specs {
-            if let Some(home) = spec.log.parent() {
-                std::fs::create_dir_all(home)
-                    .map_err(Error::io(format!("making {}", home.display())))?;
-            }
-            let process = Some(spec.start(program)?);
-            cluster.brokers.push(Member { spec, process });
+            cluster.start_one(spec)?;
         }
         Ok(cluster)
     }
@@ -261,6 +259,55 @@ impl Cluster {
             return Err(Error::Invalid(format!("broker {id} is not away")));
         }
         member.process = Some(member.spec.start(&program)?);
+        Ok(())
+    }
+
+    /// Starts one more broker, which joins those that are there; returns its number. It gets a number that none had
+    /// before, a directory beside theirs, and those that are not away as its seeds.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: nobody is there to be joined, or no port is free. [`Error::Io`].
+    pub fn join(&mut self, rack: Option<&str>) -> Result<i32> {
+        let nobody = || Error::Invalid("no broker is there to be joined".to_owned());
+        let seeds: Vec<_> = self
+            .running()
+            .map(|(spec, _)| spec.addresses.peer)
+            .collect();
+        let (first, _) = self.running().next().ok_or_else(nobody)?;
+        let homes = first.log.parent().and_then(Path::parent);
+        let id = self.last_id + 1;
+        let home = homes.ok_or_else(nobody)?.join(format!("broker-{id}"));
+        let spec = BrokerSpec {
+            id,
+            rack: rack.map(str::to_owned),
+            seeds,
+            addresses: BrokerAddresses::free()?,
+            data_dir: home.join("data"),
+            log: home.join("log"),
+            flags: first.flags.clone(),
+        };
+        self.start_one(spec)?;
+        Ok(id)
+    }
+
+    /// Forgets a broker that has left the cluster; one that still runs is killed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: there is none of this number.
+    pub fn forget(&mut self, id: i32) -> Result<()> {
+        self.member(id)?;
+        self.brokers.retain(|member| member.spec.id != id);
+        Ok(())
+    }
+
+    fn start_one(&mut self, spec: BrokerSpec) -> Result<()> {
+        if let Some(home) = spec.log.parent() {
+            std::fs::create_dir_all(home)
+                .map_err(Error::io(format!("making {}", home.display())))?;
+        }
+        let process = Some(spec.start(&self.program)?);
+        self.last_id = self.last_id.max(spec.id);
+        self.brokers.push(Member { spec, process });
         Ok(())
     }
 

@@ -48,6 +48,16 @@ pub enum Error {
         /// How long was waited for them.
         after: Duration,
     },
+    /// An operation of the cluster did not come to its end.
+    #[error("{what} is {state}: {message}")]
+    Operation {
+        /// Which.
+        what: String,
+        /// What it is instead of done.
+        state: &'static str,
+        /// What the cluster says.
+        message: String,
+    },
     /// The broker's process can't be started, or ended by itself.
     #[error("{what}; its log is {log}:\n{tail}")]
     Process {

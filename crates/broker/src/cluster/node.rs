@@ -435,6 +435,12 @@ impl PeerHandler for Node {
         let log = log.filter(|log| spec(log) == request.group);
         let log = log
             .ok_or_else(|| ApiError::new(Reason::NotLeader, "the replica is not here any more"))?;
-        self.sends.answer(log, request).await
+        let (group, replica, to) = (request.group, log.spec().replica, request.to);
+        let answer = self.sends.answer(log, request).await?;
+        if self.sends.is_to_be_told(group, to) {
+            let work = Work::SendGoesOn { replica, node: to };
+            core.shards.submit(replica, work);
+        }
+        Ok(answer)
     }
 }

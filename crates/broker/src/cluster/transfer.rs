@@ -27,6 +27,10 @@ use crate::shard::Work;
 const PIECE_BYTES: u64 = 1 << 20;
 /// A follower that asked nothing for so long has given up.
 const SILENT_AFTER: Duration = Duration::from_secs(20);
+/// Between two times that a leader's shard is told of a follower that pulls.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+/// How far the bytes that left may be behind the rate and still be made up for.
+const SLACK_MAX: Duration = Duration::from_millis(100);
 /// Snapshots that this broker sends at a time; more are refused and asked for again.
 const SENDS_MAX: usize = 16;
 
@@ -136,6 +140,8 @@ struct Send {
     snapshot: Arc<Snapshot>,
     replica: ReplicaId,
     used: Instant,
+    /// When the leader's shard was told of it last.
+    told: Instant,
 }
 
 /// The snapshots that this broker sends.
@@ -226,6 +232,7 @@ impl Sends {
             snapshot: Arc::clone(&snapshot),
             replica,
             used: Instant::now(),
+            told: Instant::now(),
         };
         self.under_way.lock().insert(key, send);
         Ok(snapshot)
@@ -235,11 +242,21 @@ impl Sends {
     async fn throttle(&self, bytes: u64) {
         let at = {
             let mut next = self.next.lock();
-            let at = (*next).max(Instant::now());
+            let now = Instant::now();
+            // Time lost between two questions may be made up for.
+            let at = (*next).max(now.checked_sub(SLACK_MAX).unwrap_or(now));
             *next = at + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
             at
         };
         tokio::time::sleep_until(at.into()).await;
+    }
+
+    /// Whether the leader's shard should be told that this replica still pulls: now and then.
+    pub(crate) fn is_to_be_told(&self, group: u64, to: NodeId) -> bool {
+        let mut under_way = self.under_way.lock();
+        let send = under_way.get_mut(&(group, to));
+        let due = send.filter(|send| send.told.elapsed() > TOLD_EVERY);
+        due.map(|send| send.told = Instant::now()).is_some()
     }
 
     /// Lets go what nobody pulls any more; returns whom the leaders may offer it again.

@@ -90,6 +90,8 @@ pub(crate) enum Work {
         term: u64,
         staged: Option<Box<Install>>,
     },
+    /// A follower pulls a snapshot, and has not given up.
+    SendGoesOn { replica: ReplicaId, node: NodeId },
     /// A follower gave up pulling a snapshot.
     SendEnded { replica: ReplicaId, node: NodeId },
     /// Hand over to the replica on `to`, or to whichever is best.

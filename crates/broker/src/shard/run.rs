@@ -295,6 +295,12 @@ impl Shard {
                 }
                 replica
             }
+            Work::SendGoesOn { replica, node } => {
+                if let Some(writer) = self.writers.get_mut(&replica) {
+                    writer.send_goes_on(node);
+                }
+                return;
+            }
             Work::SendEnded { replica, node } => {
                 if let Some(writer) = self.writers.get_mut(&replica) {
                     writer.send_ended(node, false);

@@ -27,7 +27,7 @@ use crate::errors;
 use crate::metrics::Metrics;
 use crate::partition::{Lead, Partition};
 
-/// How long a follower has for a snapshot before it is offered again. One that still pulls does not heed it.
+/// How long a follower has to come for a snapshot, or for its next piece, before it is offered the newest.
 const OFFERED_FOR: Duration = Duration::from_secs(15);
 /// Space that a group which stopped for want of it must find.
 const REVIVED_WITH_BYTES: u64 = 1 << 20;
@@ -461,6 +461,13 @@ impl Writer {
         let Some(staged) = staged else { return };
         if let Err(why) = self.group.install(from, term, *staged) {
             tracing::warn!(replica = %self.partition.replica, %why, "a snapshot was pulled in vain");
+        }
+    }
+
+    /// A follower pulls what it was offered: it is not offered anything else meanwhile.
+    pub(super) fn send_goes_on(&mut self, node: NodeId) {
+        if let Some((_, at)) = self.offered.iter_mut().find(|(other, _)| *other == node) {
+            *at = Instant::now();
         }
     }
 

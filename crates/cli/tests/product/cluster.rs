@@ -231,6 +231,36 @@ fn a_broker_with_a_new_disk_gets_its_replicas_back() {
 }
 
 #[test]
+fn a_trim_reaches_the_leader_whoever_is_asked() {
+    let brokers = Brokers::start(3);
+    let create = [
+        "topic",
+        "create",
+        "t",
+        "--replication-factor",
+        "3",
+        "--partitions",
+        "3",
+    ];
+    brokers.run(&create);
+    for partition in ["0", "1", "2"] {
+        let (_, text) = lines(0..20);
+        let produce = ["produce", "t", "--partition", partition];
+        brokers.try_run(&produce, text.as_bytes()).ok();
+    }
+    // Each broker leads one of them.
+    for spec in brokers.cluster.specs() {
+        let before = (spec.id * 2).to_string();
+        let mut command = binary();
+        command
+            .args(["topic", "trim", "t", "--before", &before, "--yes"])
+            .env("TIMBERLINE_BOOTSTRAP", spec.addresses.grpc.to_string());
+        run(command, b"").ok();
+        assert_eq!(brokers.read("t").len(), 60 - 6 * spec.id as usize);
+    }
+}
+
+#[test]
 fn a_drill_of_every_kind_loses_nothing() {
     for kind in ["leader-kill", "handoff", "rack-loss"] {
         let load = ["-n", "2", "-p", "6", "-r", "300", "-o", "json"];

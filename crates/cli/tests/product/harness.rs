@@ -100,10 +100,16 @@ pub(crate) fn run(mut command: Command, input: &[u8]) -> Ran {
 /// Waits for a child whose output is piped; kills it when it takes too long.
 #[track_caller]
 pub(crate) fn finish(child: Child) -> Ran {
+    finish_within(child, PATIENCE)
+}
+
+/// As [`finish`], with this patience.
+#[track_caller]
+pub(crate) fn finish_within(child: Child, patience: Duration) -> Ran {
     let pid = child.id();
     let (done, waited) = std::sync::mpsc::channel();
     let waiter = std::thread::spawn(move || done.send(child.wait_with_output().unwrap()));
-    let output = waited.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+    let output = waited.recv_timeout(patience).unwrap_or_else(|_| {
         signal(pid, Signal::KILL);
         panic!("a command did not end");
     });

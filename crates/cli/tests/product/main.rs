@@ -9,6 +9,7 @@
 )]
 
 mod admin;
+mod chaos;
 mod cluster;
 mod consume;
 mod dev;

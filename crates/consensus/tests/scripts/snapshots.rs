@@ -69,6 +69,29 @@ fn a_follower_beyond_the_logs_start_gets_a_snapshot_and_the_tail_as_entries() {
 }
 
 #[test]
+fn who_has_the_most_of_a_log_gets_the_rest_as_entries_and_others_get_segments() {
+    const MIB: u64 = 1 << 20;
+    // Replica 3 lacks all of the second segment, which is larger than what is always sent as entries.
+    for (first_bytes, segments) in [(300 * MIB, false), (50 * MIB, true)] {
+        let mut world = World::of(&[1, 2, 3]);
+        world.elect(1);
+        propose_all(&mut world, 1, 0..3);
+        world.cut_off.insert(3);
+        propose_all(&mut world, 1, 3..10);
+        {
+            let mut disk = world.logs[&1].disk();
+            disk.close();
+            disk.sealed = vec![(1, first_bytes), (6, 100 * MIB)];
+        }
+        world.wire.clear();
+        world.cut_off.clear();
+        world.pass(8);
+        assert_eq!(world.offers.len(), usize::from(segments));
+        assert_eq!(last(&world, 3) == last(&world, 1), !segments);
+    }
+}
+
+#[test]
 fn a_learner_is_added_long_after_the_logs_beginning_is_gone() {
     let mut world = World::of(&[1, 2, 3]);
     world.elect(1);

@@ -20,6 +20,8 @@ pub(crate) struct Disk {
     pub(crate) frames: Vec<Frame>,
     /// Where a snapshot can end.
     pub(crate) boundary: Option<SnapshotMark>,
+    /// Sealed segments: their first entries, and how large they are said to be.
+    pub(crate) sealed: Vec<(u64, u64)>,
     /// What is on disk while an install is not.
     before_install: Option<Box<Disk>>,
     pub(crate) durable: u64,
@@ -278,8 +280,10 @@ impl LogStore for MemLog {
         Ok(Frames::Ready(frames.cloned().collect()))
     }
 
-    fn sealed_bytes_from(&self, _: u64) -> u64 {
-        0
+    fn sealed_bytes_from(&self, index: u64) -> u64 {
+        let disk = self.disk();
+        let behind = disk.sealed.iter().filter(|(first, _)| *first >= index);
+        behind.map(|(_, bytes)| bytes).sum()
     }
 
     fn boundary(&self) -> Option<SnapshotMark> {

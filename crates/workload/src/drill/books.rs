@@ -35,7 +35,7 @@ pub(super) fn value(run: u64, partition: i32, number: u64, filler: &Bytes) -> By
 
 /// What a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+pub(super) enum Seen {
     Record {
         partition: i32,
         number: u64,
@@ -45,7 +45,8 @@ enum Seen {
     Foreign,
 }
 
-fn recognize(run: u64, value: &[u8]) -> Seen {
+/// What a value of this run is.
+pub(super) fn recognize(run: u64, value: &[u8]) -> Seen {
     let field = |at: usize| {
         let bytes = value.get(at..at + 8)?.try_into().ok()?;
         Some(u64::from_be_bytes(bytes))
@@ -68,7 +69,7 @@ fn recognize(run: u64, value: &[u8]) -> Seen {
 }
 
 /// A row of bits that grows.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Bits {
     words: Vec<u64>,
     count: u64,
@@ -104,7 +105,7 @@ impl Bits {
 }
 
 /// The books of one partition.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Books {
     run: u64,
     partition: i32,
@@ -157,11 +158,16 @@ impl Books {
 
     /// A record was read.
     pub(super) fn read(&mut self, value: &[u8], offset: i64) {
+        self.seen(recognize(self.run, value), offset);
+    }
+
+    /// A record was read, and this is what it is.
+    pub(super) fn seen(&mut self, seen: Seen, offset: i64) {
         if offset < self.position {
             self.out_of_order += 1;
         }
         self.position = offset + 1;
-        let number = match recognize(self.run, value) {
+        let number = match seen {
             Seen::Record { partition, number }
                 if partition == self.partition && number < self.sent =>
             {

@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::latency::Latencies;
+
 /// Acknowledgements of each partition, and of all together. Shared by the tasks that wait for them.
 #[derive(Debug)]
 pub(super) struct Gaps {
     lanes: Vec<Mutex<Lane>>,
     any: Mutex<Lane>,
+    /// From when a record was due until its acknowledgement, since they were last taken.
+    latencies: Mutex<Latencies>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +62,13 @@ impl Gaps {
         Gaps {
             lanes: (0..partitions).map(|_| Mutex::new(lane)).collect(),
             any: Mutex::new(lane),
+            latencies: Mutex::default(),
         }
+    }
+
+    /// The latencies of the acknowledgements since the last call.
+    pub(super) fn take_latencies(&self) -> Latencies {
+        std::mem::take(&mut *lock(&self.latencies))
     }
 
     /// A record of a partition that was due at `due` is acknowledged.
@@ -66,6 +76,7 @@ impl Gaps {
         if let Some(lane) = self.lanes.get(partition) {
             lock(lane).acknowledged(due, now);
             lock(&self.any).acknowledged(due, now);
+            lock(&self.latencies).add(now.saturating_duration_since(due));
         }
     }
 
@@ -99,8 +110,8 @@ impl Gaps {
     }
 }
 
-/// A lane is whole after every assignment, so one that was held in a panic is as good.
-fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
+/// What is held is whole after every step, so one that was held in a panic is as good.
+fn lock<T>(lane: &Mutex<T>) -> MutexGuard<'_, T> {
     lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Plan {
     /// Bytes of a value.
     pub(super) size: usize,
     pub(super) run: u64,
+    /// The load ends after so many; `None`: when it is told to.
+    pub(super) records: Option<u64>,
 }
 
 /// A running load.
@@ -92,6 +94,14 @@ impl Load {
     /// The sending itself went wrong.
     pub(super) async fn finish(self) -> Result<Loaded> {
         self.stop.send_replace(true);
+        self.end().await
+    }
+
+    /// Waits until all is sent, and for the fate of every record.
+    ///
+    /// # Errors
+    /// The sending itself went wrong.
+    pub(super) async fn end(self) -> Result<Loaded> {
         self.sender.await??;
         let mut loaded = Loaded {
             books: Vec::new(),
@@ -118,7 +128,8 @@ async fn send(
     let mut payloads = Payloads::new(plan.size, plan.run);
     let begun = Instant::now();
     let partitions = plan.partitions as u64;
-    for turn in 0..RECORDS_MAX * partitions {
+    let most = RECORDS_MAX * partitions;
+    for turn in 0..most.min(plan.records.unwrap_or(most)) {
         let due = begun + Duration::from_secs_f64(turn as f64 / plan.rate);
         if due > Instant::now() {
             tokio::select! {
@@ -152,6 +163,9 @@ async fn send(
         };
         // A lane ends only after this end of it.
         let _ = lanes[partition].send(sent).await;
+    }
+    if plan.records.is_some_and(|records| records <= most) {
+        return Ok(());
     }
     Err(Error::Invalid(format!(
         "a drill keeps books of {RECORDS_MAX} records a partition; repeat it fewer times, or with a lower rate"

@@ -9,17 +9,22 @@
 //! repetition, as the application sees it, the repetition's whole course included; a gap that is still open at the end
 //! counts as long as it is. A load of R records a second over P partitions can't tell gaps below P/R seconds from none.
 //!
+//! A `resize` strikes nobody (`resize`), and a `rebuild` has figures of its own ([`rebuild`]).
+//!
 //! What does not come back within a bound ends the drill; what was measured until then is reported with the failure.
 
 mod books;
 mod gaps;
 mod load;
+pub mod rebuild;
+mod resize;
+mod tail;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use timberline_client::{Client, ConsumerOptions, NewTopic, Position, ProducerOptions, TopicInfo};
+use timberline_client::{Client, NewTopic, Operation, OperationState, ProducerOptions, TopicInfo};
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::error::{Error, Result};
@@ -29,6 +34,7 @@ use books::Books;
 pub use books::SIZE_MIN;
 pub use gaps::{GapSummary, RoundGaps};
 use load::{Load, Plan};
+use tail::{Tail, ends_of, read_back};
 
 /// The topic of a drill.
 pub const TOPIC: &str = "drill";
@@ -48,8 +54,10 @@ const CATCH_UP_PATIENCE: Duration = Duration::from_secs(180);
 const LOST_FOR: Duration = Duration::from_secs(10);
 /// Between two looks at what is acknowledged.
 const GLANCE_EVERY: Duration = Duration::from_millis(2);
-/// Longest wait for the next record when reading back.
-const READ_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an operation of the cluster may take.
+const OPERATION_PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks at it.
+const OPERATION_EVERY: Duration = Duration::from_millis(50);
 /// In every such repetition the broker struck is the one that leads the metadata.
 const CONTROLLER_EVERY: u64 = 3;
 
@@ -65,6 +73,9 @@ pub enum DrillKind {
     RackLoss,
     /// As [`LeaderKill`](Self::LeaderKill), and the broker stays away for some seconds.
     BrokerLoss,
+    /// Two brokers join, replicas move onto them, and two leave for good: the controller and the oldest other one first,
+    /// then the youngest. All the time a consumer reads along.
+    Resize,
 }
 
 impl DrillKind {
@@ -75,6 +86,7 @@ impl DrillKind {
             DrillKind::Handoff => "handoff",
             DrillKind::RackLoss => "rack-loss",
             DrillKind::BrokerLoss => "broker-loss",
+            DrillKind::Resize => "resize",
         }
     }
 }
@@ -117,6 +129,28 @@ pub enum DrillEvent {
         brokers: Vec<i32>,
         /// One of them led the metadata.
         controller: bool,
+    },
+    /// Brokers joined, and replicas moved onto them.
+    Grown {
+        /// The repetition, from 1.
+        round: u64,
+        /// Their numbers.
+        brokers: Vec<i32>,
+        /// Replicas that moved.
+        moves: usize,
+        /// From the start of the first one until the last replica had moved.
+        took: Duration,
+    },
+    /// Brokers have left the cluster.
+    Shrunk {
+        /// The repetition, from 1.
+        round: u64,
+        /// Their numbers.
+        brokers: Vec<i32>,
+        /// One of them led the metadata.
+        controller: bool,
+        /// From the first one's decommissioning until the last one was removed.
+        took: Duration,
     },
     /// All is well again.
     Recovered {
@@ -181,6 +215,18 @@ impl DrillReport {
         self.errors += verdict.altered + verdict.misplaced + verdict.unknown + verdict.out_of_order;
     }
 
+    /// What a consumer that read along from the beginning saw; only what is wrong with it counts.
+    fn count_along(&mut self, books: &[Books]) {
+        for books in books {
+            let verdict = Verdict {
+                acknowledged: 0,
+                read: 0,
+                ..books.verdict()
+            };
+            self.count(&verdict);
+        }
+    }
+
     fn fail(&mut self, error: &Error) {
         self.errors += 1;
         self.failure.get_or_insert_with(|| error.to_string());
@@ -215,6 +261,11 @@ pub async fn run(
         rate,
         size: options.size,
         run: rand::random(),
+        records: None,
+    };
+    let along = match options.kind {
+        DrillKind::Resize => Some(Tail::start(&client, TOPIC, plan.partitions, plan.run).await?),
+        _ => None,
     };
     let load = Load::start(producer.clone(), &plan);
     tell(DrillEvent::Loaded {
@@ -224,6 +275,7 @@ pub async fn run(
     });
     let mut stage = Stage {
         cluster,
+        client: client.clone(),
         observer,
         load: &load,
         replicas,
@@ -248,7 +300,14 @@ pub async fn run(
             let _ = producer.close().await;
             let acknowledged = loaded.books.iter().map(Books::acknowledged_count).sum();
             tell(DrillEvent::Reading { acknowledged });
-            if let Err(error) = read_back(&client, &mut loaded.books).await {
+            if let Some(along) = along {
+                let mut books = loaded.books.clone();
+                match finish_tail(&client, along, &mut books).await {
+                    Ok(()) => report.count_along(&books),
+                    Err(error) => report.fail(&error),
+                }
+            }
+            if let Err(error) = read_back(&client, TOPIC, &mut loaded.books).await {
                 report.fail(&error);
             }
             for books in &loaded.books {
@@ -262,6 +321,16 @@ pub async fn run(
     Ok(report)
 }
 
+async fn finish_tail(client: &Client, tail: Tail, books: &mut [Books]) -> Result<()> {
+    let ends = ends_of(client, TOPIC, books.len()).await?;
+    for noted in tail.finish(ends).await? {
+        if let Some(books) = books.get_mut(noted.partition as usize) {
+            books.seen(noted.seen, noted.offset);
+        }
+    }
+    Ok(())
+}
+
 /// Returns the rate to send at.
 fn check(options: &DrillOptions) -> Result<f64> {
     let invalid = |what: String| Err(Error::Invalid(what));
@@ -273,6 +342,11 @@ fn check(options: &DrillOptions) -> Result<f64> {
     }
     if options.size < SIZE_MIN {
         return invalid(format!("a value has at least {SIZE_MIN} bytes"));
+    }
+    if options.kind == DrillKind::Resize && options.cluster.brokers < REPLICAS {
+        return invalid(format!(
+            "a cluster that shrinks again has at least {REPLICAS} brokers"
+        ));
     }
     let racks = &options.cluster.racks;
     if options.kind == DrillKind::RackLoss && racks.len() < 3 {
@@ -306,6 +380,7 @@ fn summarize(report: &mut DrillReport, rounds: &[Round], unfinished: Option<Roun
 /// The cluster under load.
 struct Stage<'a> {
     cluster: Cluster,
+    client: Client,
     observer: Observer,
     load: &'a Load,
     replicas: usize,
@@ -322,7 +397,10 @@ impl Stage<'_> {
         self.wait_whole(START_PATIENCE).await?;
         self.wait_acknowledged(Instant::now()).await?;
         for round in 1..=times {
-            let done = self.round(round, tell).await?;
+            let done = match self.kind {
+                DrillKind::Resize => self.resize(round, tell).await?,
+                _ => self.round(round, tell).await?,
+            };
             tell(DrillEvent::Recovered {
                 round,
                 gaps: done.gaps,
@@ -418,83 +496,81 @@ impl Stage<'_> {
                 let rack = racks.get(in_turn(racks.len())).ok_or_else(nobody)?;
                 Ok(self.cluster.of_rack(rack))
             }
+            // Nobody is struck.
+            DrillKind::Resize => Ok(Vec::new()),
         }
     }
 
-    /// Waits until every partition has acknowledged a record that was due after `since`.
     async fn wait_acknowledged(&mut self, since: Instant) -> Result<()> {
-        loop {
-            let silent = self.load.gaps.silent_since(since);
-            if silent == 0 {
-                return Ok(());
-            }
-            self.cluster.check_alive()?;
-            if since.elapsed() > SILENCE_PATIENCE {
-                return Err(Error::Silent {
-                    partitions: silent,
-                    after: SILENCE_PATIENCE,
-                });
-            }
-            tokio::time::sleep(GLANCE_EVERY).await;
-        }
+        wait_acknowledged(&mut self.cluster, self.load, since).await
     }
 
-    /// Waits until all replicas of all partitions are there and up to date.
     async fn wait_whole(&mut self, patience: Duration) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            let seen = self.observer.look().await;
-            if seen
-                .as_ref()
-                .is_ok_and(|topic| is_whole(topic, self.replicas))
-            {
-                return Ok(());
-            }
-            self.cluster.check_alive()?;
-            if begun.elapsed() > patience {
-                seen?;
-                return Err(Error::NotInSync { after: patience });
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        wait_whole(&mut self.cluster, &self.observer, self.replicas, patience).await
     }
 }
 
-/// Reads the topic from its beginning to the end it has now.
-async fn read_back(client: &Client, books: &mut [Books]) -> Result<()> {
-    let latest: Vec<_> = (0..books.len() as i32)
-        .map(|partition| (partition, Position::Latest))
-        .collect();
-    let ends = client.admin().list_offsets(TOPIC, &latest).await?;
-    let ends: Vec<i64> = ends.iter().map(|end| end.offset).collect();
-    let mut consumer = client.consumer(ConsumerOptions::default()).await?;
-    for (partition, _) in &latest {
-        consumer
-            .assign(TOPIC, *partition, Position::Earliest)
-            .await?;
-    }
-    let mut left = ends.iter().filter(|&&end| end > 0).count();
-    let mut read = 0;
-    while left > 0 {
-        let batch = tokio::time::timeout(READ_PATIENCE, consumer.recv_batch())
-            .await
-            .map_err(|_| Error::Starved {
-                read,
-                wanted: ends.iter().sum::<i64>() as u64,
-                after: READ_PATIENCE,
-            })??;
-        let partition = batch.partition() as usize;
-        let (Some(books), Some(&end)) = (books.get_mut(partition), ends.get(partition)) else {
-            continue;
-        };
-        for record in batch.records() {
-            let record = record?;
-            books.read(&record.value.unwrap_or_default(), record.offset);
-            read += 1;
+/// Waits until every partition has acknowledged a record that was due after `since`.
+async fn wait_acknowledged(cluster: &mut Cluster, load: &Load, since: Instant) -> Result<()> {
+    loop {
+        let silent = load.gaps.silent_since(since);
+        if silent == 0 {
+            return Ok(());
         }
-        left -= usize::from(batch.next_offset() >= end && batch.first_offset() < end);
+        cluster.check_alive()?;
+        if since.elapsed() > SILENCE_PATIENCE {
+            return Err(Error::Silent {
+                partitions: silent,
+                after: SILENCE_PATIENCE,
+            });
+        }
+        tokio::time::sleep(GLANCE_EVERY).await;
     }
-    Ok(())
+}
+
+/// Waits until all replicas of all partitions are there and up to date.
+async fn wait_whole(
+    cluster: &mut Cluster,
+    observer: &Observer,
+    replicas: usize,
+    patience: Duration,
+) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let seen = observer.look().await;
+        if seen.as_ref().is_ok_and(|topic| is_whole(topic, replicas)) {
+            return Ok(());
+        }
+        cluster.check_alive()?;
+        if begun.elapsed() > patience {
+            seen?;
+            return Err(Error::NotInSync { after: patience });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits until an operation is done.
+async fn wait_done(client: &Client, what: &str, begun: Option<Operation>) -> Result<()> {
+    let Some(mut operation) = begun else {
+        return Ok(());
+    };
+    let since = Instant::now();
+    while operation.state == OperationState::Running && since.elapsed() < OPERATION_PATIENCE {
+        tokio::time::sleep(OPERATION_EVERY).await;
+        operation = client.admin().operation(&operation.operation_id).await?;
+    }
+    if operation.state == OperationState::Done {
+        return Ok(());
+    }
+    Err(Error::Operation {
+        what: what.to_owned(),
+        state: operation.state.as_str(),
+        message: format!(
+            "{} of {} are done; {}",
+            operation.done, operation.total, operation.message
+        ),
+    })
 }
 
 #[cfg(test)]
