@@ -477,6 +477,17 @@ impl Client {
         failed.insert(address.to_owned(), Instant::now());
     }
 
+    /// A broker said that it leaves, or is gone: it is asked nothing more for a while.
+    pub(crate) fn leave(&self, address: &str) {
+        self.shun(address);
+        // Whoever holds the lock is looking for another connection already.
+        if let Ok(mut control) = self.inner.control.try_lock()
+            && control.as_ref().is_some_and(|now| now.address() == address)
+        {
+            *control = None;
+        }
+    }
+
     /// Takes this connection for no further call, and its broker only after the others for a while. One that somebody else
     /// has opened meanwhile stays.
     async fn give_up(&self, connection: &Connection) {

@@ -72,7 +72,8 @@ enum RouteState {
 
 /// Looking up a topic.
 struct Lookup {
-    running: bool,
+    /// The question under way.
+    task: Option<AbortHandle>,
     /// Times in a row that the topic was called unknown.
     unknown: u32,
     not_before: Instant,
@@ -359,24 +360,40 @@ impl Driver {
         let options = &self.shared.options;
         let now = Instant::now();
         let lookup = self.lookups.entry(topic.clone()).or_insert_with(|| Lookup {
-            running: false,
+            task: None,
             unknown: 0,
             not_before: now,
             backoff: Backoff::new(options.retry_backoff, options.retry_backoff_max),
         });
-        if lookup.running {
+        if lookup.task.is_some() {
             return;
         }
-        lookup.running = true;
         let pause = lookup.not_before.saturating_duration_since(now);
         lookup.not_before = now + pause + lookup.backoff.next_exact();
         let client = self.client.clone();
         let reply = self.to_self.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             let view = client.fetch_topic(&topic).await;
             let _ = reply.send(Command::Located(topic, view)).await;
         });
+        lookup.task = Some(task.abort_handle());
+    }
+
+    /// A broker leaves. What it was asked just before may wait until it is gone: others are asked instead.
+    fn ask_others(&mut self, id: RouteId) {
+        self.client.leave(&self.routes[id as usize].address);
+        let mut asked = Vec::new();
+        for (topic, lookup) in &mut self.lookups {
+            if let Some(task) = lookup.task.take() {
+                task.abort();
+                lookup.not_before = Instant::now();
+                asked.push(topic.clone());
+            }
+        }
+        for topic in asked {
+            self.locate(topic);
+        }
     }
 
     fn init_producer(&mut self, bump: Option<Epoch>, pause: Duration) {
@@ -452,7 +469,7 @@ impl Driver {
         let unknown = matches!(&view, Err(error) if error.reason() == Some(Reason::UnknownTopic));
         let mut tries = 0;
         if let Some(lookup) = self.lookups.get_mut(topic) {
-            lookup.running = false;
+            lookup.task = None;
             lookup.unknown = if unknown { lookup.unknown + 1 } else { 0 };
             tries = lookup.unknown;
         }
@@ -690,12 +707,16 @@ impl Driver {
         if let RouteState::Ready(task, _) = &route.state {
             route.state = RouteState::Busy(task.clone());
         }
+        self.ask_others(id);
         self.locate_all_of(id);
     }
 
     fn on_ended(&mut self, id: RouteId, error: &Error) {
         tracing::debug!(%error, "produce stream ended");
-        self.routes[id as usize].state = RouteState::Idle;
+        let before = std::mem::replace(&mut self.routes[id as usize].state, RouteState::Idle);
+        if matches!(before, RouteState::Ready(..)) {
+            self.ask_others(id);
+        }
         self.core.route_down(id, &error.to_string());
         self.locate_all_of(id);
         self.serve_all(false);
