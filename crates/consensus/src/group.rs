@@ -103,6 +103,8 @@ pub struct Group<S: LogStore> {
     options: GroupOptions,
     rng: SmallRng,
     membership: Membership,
+    /// Ticks since a hand-over began.
+    handing_over_for: usize,
     /// Revision of the last applied configuration entry.
     revision: u64,
     /// Bounded by what is under way to the disk.
@@ -202,6 +204,7 @@ impl<S: LogStore> Group<S> {
             rng: SmallRng::seed_from_u64(options.seed ^ options.node),
             options,
             membership,
+            handing_over_for: 0,
             revision,
             stages: VecDeque::new(),
             term_waits: Vec::new(),
@@ -254,10 +257,23 @@ impl<S: LogStore> Group<S> {
             {
                 due |= group.raw.tick();
             }
+            group.limit_transfer();
             due |= group.finish_joint();
             Ok(())
         });
         due || self.stopped.is_some()
+    }
+
+    /// Gives a hand-over up that takes too long.
+    fn limit_transfer(&mut self) {
+        if !self.is_handing_over() {
+            self.handing_over_for = 0;
+            return;
+        }
+        self.handing_over_for += 1;
+        if self.handing_over_for > self.options.timing.transfer_ticks {
+            self.raw.raft.abort_leader_transfer();
+        }
     }
 
     /// A sole voter wins in the step in which it stands, and what it has must be durable by then.
@@ -280,6 +296,9 @@ impl<S: LogStore> Group<S> {
             raft.election_elapsed = raft
                 .election_elapsed
                 .max(self.options.timing.election_ticks);
+        }
+        if raft.lead_transferee.is_some_and(&is_lost) {
+            raft.abort_leader_transfer();
         }
         if raft.state == StateRole::Leader {
             let lost: Vec<NodeId> = raft.prs().iter().map(|(&id, _)| id).collect();

@@ -17,16 +17,20 @@ pub struct Timing {
     pub first_ticks: usize,
     /// Between one successor and the next.
     pub rank_ticks: usize,
+    /// A hand-over that takes longer is given up: nothing can be proposed meanwhile, and the successor may be gone. It may
+    /// still be elected.
+    pub transfer_ticks: usize,
 }
 
 impl Default for Timing {
-    /// For ticks of 25 ms: 300 ms, 100 ms, 50 ms, 100 ms.
+    /// For ticks of 25 ms: 300 ms, 100 ms, 50 ms, 100 ms, 100 ms.
     fn default() -> Timing {
         Timing {
             election_ticks: 12,
             beat_ticks: 4,
             first_ticks: 2,
             rank_ticks: 4,
+            transfer_ticks: 4,
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::errors;
 const INBOX_ITEMS_MAX: usize = 262_144;
 /// Bytes of other brokers' entries that may wait. What is beyond is dropped; their leaders send it again.
 const PEER_BYTES_MAX: usize = 64 << 20;
+/// Other brokers' beats that may wait, some 100 MiB. What is beyond is dropped, and sent again in 100 ms.
+const BEATS_MAX: usize = 1 << 20;
 
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -40,6 +42,8 @@ pub(super) struct Burst {
     pub(super) work: Vec<Work>,
     /// Payload of other brokers' messages in it.
     pub(super) peer_bytes: usize,
+    /// Other brokers' beats in it.
+    pub(super) beats: usize,
     /// The highest durable index of each replica: as many as there are replicas, however slow the shard.
     pub(super) durable: HashMap<ReplicaId, u64>,
     pub(super) poisoned: Option<String>,
@@ -69,6 +73,13 @@ impl Inbox {
                 return Err(Box::new(Undone { work, error }));
             }
             state.burst.peer_bytes += bytes;
+        }
+        if let Work::Beats { beats, .. } = &work {
+            if state.burst.beats + beats.len() > BEATS_MAX {
+                let error = ApiError::new(Reason::Overloaded, "other brokers' beats wait");
+                return Err(Box::new(Undone { work, error }));
+            }
+            state.burst.beats += beats.len();
         }
         if !work.is_internal() && state.burst.work.len() >= INBOX_ITEMS_MAX {
             let error = ApiError::new(

@@ -83,6 +83,7 @@ impl Shard {
                 self.perform(work);
             }
             burst.peer_bytes = 0;
+            burst.beats = 0;
             // Only now: what waited in the inbox may be a beat.
             self.tick();
             self.turns();
@@ -160,6 +161,10 @@ impl Shard {
             };
             writer.touched = false;
             writer.turn(self.now_ms, &self.outside, &mut self.sends, &mut self.wakes);
+            if self.next_tick.is_none() && writer.needs_ticks() {
+                // A sole voter's group has got its first other member.
+                self.next_tick = Some(Instant::now() + TICK);
+            }
             for (node, cold) in self.sends.output.cold.drain(..) {
                 let inbox = Arc::clone(&self.inbox);
                 self.outside.runtime.spawn_blocking(move || {

@@ -143,7 +143,7 @@ impl<S: LogStore> Group<S> {
         due
     }
 
-    /// Hands over to a voter, which stands at once when it has everything. Ends by itself after an election timeout.
+    /// Hands over to a voter, which stands at once when it has everything. Ends by itself after `transfer_ticks`.
     pub fn transfer(&mut self, to: NodeId) {
         if self.is_leader() && self.membership.is_voter(to) && to != self.options.node {
             self.contained("handing over", |group| {

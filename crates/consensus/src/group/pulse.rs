@@ -45,7 +45,9 @@ impl<S: LogStore> Group<S> {
         }
         let (term, committed) = (raft.term, raft.raft_log.committed);
         let durable = self.log().durability();
-        if durable.hard_version < self.hard_version {
+        let hard = (self.raw.raft.term, self.raw.raft.vote);
+        if hard != self.hard || durable.hard_version < self.hard_version {
+            // The term that it would speak in is not on stable storage.
             return Pulse::Other;
         }
         self.raw.raft.election_elapsed = 0;

@@ -59,6 +59,11 @@ impl<S: LogStore> Group<S> {
             let body = append(prev, message.commit, Vec::new());
             return out.messages.push(self.envelope(message, body));
         }
+        if entries[0].index != message.index + 1 {
+            // The library joins entries to an empty append that waits, also when that is of another place since the
+            // follower is probed again. Its next answer brings them.
+            return self.unreachable(message.to);
+        }
         let last = message.index + entries.len() as u64;
         while prev.0 < last {
             let frames = match self.log().frames(prev.0 + 1, last, MESSAGE_BYTES_MAX) {

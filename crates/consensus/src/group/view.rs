@@ -162,7 +162,7 @@ impl<S: LogStore> Group<S> {
     }
 
     /// Whether those who left may go with what they have, as this leader knows it: a majority of the voters, and every
-    /// member that answers, will still know after a restart that the membership is committed. A voter that does not know
+    /// voter that answers, will still know after a restart that the membership is committed. A voter that does not know
     /// asks the members before; one that does tells it with its candidacy. False on others than leaders.
     pub fn is_membership_kept(&self) -> bool {
         if !self.is_leader() || self.membership.is_joint() {
@@ -180,7 +180,10 @@ impl<S: LogStore> Group<S> {
             .iter()
             .filter(|peer| self.membership.is_voter(peer.node));
         let majority = self.membership.voters.len() / 2 + 1;
-        voters.count() >= majority && !unsure.iter().any(|peer| peer.active)
+        let mut waits = unsure
+            .iter()
+            .filter(|peer| peer.active && !peer.in_snapshot);
+        voters.count() >= majority && !waits.any(|peer| self.membership.is_voter(peer.node))
     }
 
     /// Everything at once.

@@ -159,3 +159,21 @@ fn a_sole_voter_leads_at_once_and_needs_no_ticks() {
     assert_eq!(world.committed(1), ["a"]);
     assert_eq!(world.group(1).term(), 3);
 }
+
+#[test]
+fn a_hand_over_to_one_that_is_gone_is_given_up_soon() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.cut_off.insert(2);
+    world.group(1).transfer(2);
+    world.turn(1);
+    assert!(world.propose(1, "a").is_err(), "it is being handed over");
+    world.pass(6);
+    world.propose(1, "b").unwrap();
+    world.pass(1);
+    assert_eq!(world.committed(1), ["b"]);
+    // Told that the successor is gone, it does not wait at all.
+    world.group(1).transfer(2);
+    world.group(1).lost(|node| node == 2);
+    world.propose(1, "c").unwrap();
+}
