@@ -41,6 +41,13 @@ server *ARGS:
 drill KIND *ARGS:
     cargo run --release --bin timberline -- drill {{KIND}} {{ARGS}}
 
+# What clusters must bear, at length: a GiB through kills, pauses and drains, growing and shrinking, 2 GiB rebuilt twice.
+chaos:
+    CHAOS_BYTES=1073741824 cargo test --release --locked -p timberline-cli --test product -- --nocapture a_file_comes_back
+    cargo run --release --bin timberline -- drill resize --times 6 --partitions 12 --rate 1500
+    cargo run --release --bin timberline -- drill rebuild --size 2GiB --trimmed 256MiB --rate 10MB
+    cargo run --release --bin timberline -- drill rebuild --size 2GiB --trimmed 0 --rate 10MB --by new-broker
+
 # One of the programs behind docs/benchmarks.md, for instance `just bench disk_sync`.
 bench NAME *ARGS:
     cargo run --release -p timberline-benches --bin {{NAME}} -- {{ARGS}}

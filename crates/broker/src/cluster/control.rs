@@ -349,8 +349,12 @@ async fn reassign_led(core: &Arc<Core>) {
         let Some(view) = view(core, hosted.replica).await else {
             continue;
         };
-        match next_step(&view, &partition) {
+        match next_step(&view, hosted.replica.0, &partition) {
             Step::Wait => {}
+            Step::HandOver(broker) => {
+                let handed = core.cluster.hand_over(Arc::clone(&hosted), broker).await;
+                tracing::info!(%topic, number, broker, ?handed, "a leader that goes hands over");
+            }
             Step::Change(changes) => {
                 let revision = partition.revision;
                 let changed = change_members(core, hosted.replica, revision, changes).await;
@@ -388,12 +392,14 @@ async fn report_finished(core: &Arc<Core>, topic: Uuid, number: i32, partition: 
 #[derive(Debug, PartialEq)]
 enum Step {
     Wait,
+    /// To this broker.
+    HandOver(i32),
     Change(Vec<Change>),
     Done,
 }
 
-/// What brings a group one step closer to the replicas that the table wants.
-fn next_step(view: &View, partition: &Partition) -> Step {
+/// What brings a group that `leader` leads one step closer to the replicas that the table wants.
+fn next_step(view: &View, leader: NodeId, partition: &Partition) -> Step {
     let membership = &view.membership;
     if membership.is_joint() {
         return Step::Wait;
@@ -424,6 +430,13 @@ fn next_step(view: &View, partition: &Partition) -> Step {
     }
     let mut changes: Vec<Change> = new.into_iter().map(Change::AddVoter).collect();
     let wanted = |node: NodeId| target.iter().any(|member| member.node == node);
+    if !wanted(leader) {
+        // A leader that removes itself leaves the others without one until somebody stands.
+        let stays = |member: &&Member| membership.is_voter(member.node) && caught_up(member);
+        if let Some(next) = target.iter().find(stays) {
+            return Step::HandOver(next.broker);
+        }
+    }
     let members = membership.members().into_iter();
     let removed = members.filter(|member| !wanted(member.node));
     changes.extend(removed.map(|member| Change::Remove(member.node)));
@@ -495,5 +508,80 @@ impl Core {
         self.to_controller(node::REGISTER, identity.encode_to_vec().into())
             .await
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use timberline_consensus::{PeerView, Role};
+
+    use super::*;
+    use crate::metadata::table::{Reassign, Replica};
+
+    fn replica(id: u64) -> Replica {
+        Replica {
+            id,
+            broker: id as i32,
+            lost: false,
+        }
+    }
+
+    fn member(node: u64) -> Member {
+        Member {
+            node,
+            broker: node as i32,
+        }
+    }
+
+    /// Replicas 1, 2 and 3 are to become these.
+    fn to(target: &[u64]) -> Partition {
+        Partition {
+            replicas: [1, 2, 3].map(replica).into(),
+            revision: 5,
+            reassign: Some(Reassign {
+                target: target.iter().copied().map(replica).collect(),
+                abandoned: Box::default(),
+                operation: None,
+            }),
+            founding: false,
+        }
+    }
+
+    /// Voters 1, 2 and 3 and learner 4, as a leader sees them; these have not caught up.
+    fn group(behind: &[u64]) -> View {
+        let peer = |node: u64| PeerView {
+            node,
+            matched: if behind.contains(&node) { 3 } else { 7 },
+            committed: 7,
+            active: true,
+            in_snapshot: false,
+        };
+        View {
+            role: Role::Leader,
+            term: 1,
+            leader: None,
+            committed: 7,
+            last_index: 7,
+            peers: (1..=4).map(peer).collect(),
+            membership: Membership {
+                voters: [1, 2, 3].map(member).into(),
+                learners: vec![member(4)],
+                ..Membership::default()
+            },
+            revision: 4,
+            membership_kept: true,
+        }
+    }
+
+    #[test]
+    fn a_leader_that_goes_hands_over_to_one_that_stays_before_it_goes() {
+        let change = Step::Change(vec![Change::AddVoter(member(4)), Change::Remove(1)]);
+        assert_eq!(next_step(&group(&[]), 2, &to(&[4, 2, 3])), change);
+        let step = |behind: &[u64]| next_step(&group(behind), 1, &to(&[4, 2, 3]));
+        assert_eq!(step(&[]), Step::HandOver(2));
+        assert_eq!(step(&[2]), Step::HandOver(3));
+        assert_eq!(step(&[4]), Step::Wait);
+        // Nobody could take over now: it goes all the same.
+        assert_eq!(step(&[2, 3]), change);
     }
 }

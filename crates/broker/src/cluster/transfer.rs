@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::Cluster;
 use crate::errors;
 use crate::metadata::table::id_bytes;
+use crate::peer::Segments;
 use crate::shard::Work;
 
 /// Bytes of one piece.
@@ -31,6 +32,14 @@ const SILENT_AFTER: Duration = Duration::from_secs(20);
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How far the bytes that left may be behind the rate and still be made up for.
 const SLACK_MAX: Duration = Duration::from_millis(100);
+/// A follower that lacks no more than this behind a snapshot gets it as entries.
+const FURTHER_FROM_BYTES: u64 = 8 << 20;
+/// Times that a follower asks for a snapshot that goes further. Each takes a fraction of the time of the one before, unless
+/// more is written than is sent.
+const FURTHER_MAX: usize = 8;
+/// How long a segment may take to be sealed for that, and how often that is looked at.
+const SEALED_WITHIN: Duration = Duration::from_secs(2);
+const SEALED_EVERY: Duration = Duration::from_millis(5);
 /// Snapshots that this broker sends at a time; more are refused and asked for again.
 const SENDS_MAX: usize = 16;
 
@@ -50,7 +59,7 @@ pub(crate) struct Pull {
 
 impl Pull {
     /// Pulls, stages, and hands the result to the replica's shard, which is told of a failure, too.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let replica = self.log.spec().replica;
         let began = Instant::now();
         let staged = match self.pull().await {
@@ -82,7 +91,7 @@ impl Pull {
         }
     }
 
-    async fn pull(&self) -> Result<Install, ApiError> {
+    async fn pull(&mut self) -> Result<Install, ApiError> {
         let peers = self.cluster.peers().ok_or_else(errors::gone)?;
         let segments = peers.segments(self.broker).await?;
         let answer = segments.ask(self.request()).await?;
@@ -91,7 +100,44 @@ impl Pull {
             ApiError::new(Reason::MalformedMessage, "a snapshot without a manifest")
         })?;
         let storage = |error: timberline_storage::Error| errors::from_storage(&error);
-        let mut install = self.log.begin_install(manifest).map_err(storage)?;
+        let install = self.log.begin_install(manifest).map_err(storage)?;
+        let mut install = self.fetch(&segments, install).await?;
+        // While a large log was fetched, much was written: that is fetched like the rest, and what is written meanwhile, as
+        // long as it pays. Entries cost the leader far more.
+        for _ in 0..FURTHER_MAX {
+            let further = segments.ask(pb::SnapshotRequest {
+                further: Some(true),
+                ..self.request()
+            });
+            let answer = further.await.ok().and_then(|answer| answer.manifest);
+            let Some(manifest) = answer.as_ref().and_then(manifest_from) else {
+                break;
+            };
+            let end = manifest.segments.last().map_or(0, |last| last.last.index);
+            if end <= self.mark.index {
+                break;
+            }
+            install.resume(manifest).map_err(storage)?;
+            self.mark.index = end;
+            install = self.fetch(&segments, install).await?;
+        }
+        let finished = tokio::task::spawn_blocking(move || install.finish().map(|()| install));
+        let install = finished
+            .await
+            .map_err(|_| errors::gone())?
+            .map_err(storage)?;
+        let ended = segments.ask(pb::SnapshotRequest {
+            ended: Some(true),
+            ..self.request()
+        });
+        // The leader finds out anyway.
+        let _ = ended.await;
+        Ok(install)
+    }
+
+    /// Stages all that is missing.
+    async fn fetch(&self, segments: &Segments, mut install: Install) -> Result<Install, ApiError> {
+        let storage = |error: timberline_storage::Error| errors::from_storage(&error);
         loop {
             let missing = install.missing();
             let next = missing.iter().find_map(|lack| {
@@ -99,7 +145,9 @@ impl Pull {
                     .first()
                     .map(|range| (lack.segment, range.clone()))
             });
-            let Some((segment, range)) = next else { break };
+            let Some((segment, range)) = next else {
+                return Ok(install);
+            };
             let length = (range.end - range.start).min(PIECE_BYTES);
             let piece = segments.ask(pb::SnapshotRequest {
                 segment: Some(segment as u32),
@@ -120,18 +168,6 @@ impl Pull {
                 .map_err(|_| errors::gone())?
                 .map_err(storage)?;
         }
-        let finished = tokio::task::spawn_blocking(move || install.finish().map(|()| install));
-        let install = finished
-            .await
-            .map_err(|_| errors::gone())?
-            .map_err(storage)?;
-        let ended = segments.ask(pb::SnapshotRequest {
-            ended: Some(true),
-            ..self.request()
-        });
-        // The leader finds out anyway.
-        let _ = ended.await;
-        Ok(install)
     }
 }
 
@@ -176,7 +212,14 @@ impl Sends {
             return Ok(pb::SnapshotResponse::default());
         }
         let Some(segment) = request.segment else {
-            let snapshot = self.begin(key, log, request.index).await?;
+            let index = match request.further {
+                Some(true) => further(&log, request.index).await,
+                _ => Some(request.index),
+            };
+            let Some(index) = index else {
+                return Ok(pb::SnapshotResponse::default());
+            };
+            let snapshot = self.begin(key, log, index).await?;
             return Ok(pb::SnapshotResponse {
                 manifest: Some(manifest_to(snapshot.manifest())),
                 ..pb::SnapshotResponse::default()
@@ -270,6 +313,25 @@ impl Sends {
             !silent
         });
         given_up
+    }
+}
+
+/// A boundary further on than `index`, one that is made for it, if a snapshot up to there brings much more.
+async fn further(log: &Arc<Log>, index: u64) -> Option<u64> {
+    if log.bytes_from(index + 1) < FURTHER_FROM_BYTES {
+        return None;
+    }
+    let committed = log.commit_index();
+    log.close_active(committed)
+        .inspect_err(|error| tracing::debug!(%error, "closing the active segment for a snapshot"))
+        .ok()?;
+    let until = Instant::now() + SEALED_WITHIN;
+    loop {
+        let boundary = log.boundary().map(|boundary| boundary.index);
+        if boundary.is_some_and(|boundary| boundary >= committed) || Instant::now() > until {
+            return boundary.filter(|boundary| *boundary > index);
+        }
+        tokio::time::sleep(SEALED_EVERY).await;
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rustix::process::Signal;
+use timberline_workload::drill::rebuild::{self, RebuildOptions, RebuildWay};
 use timberline_workload::{Cluster, ClusterOptions};
 
 use crate::harness::{alone, binary, finish_within, run, signal, wait_for};
@@ -242,4 +243,50 @@ fn a_replica_is_built_anew_from_sealed_segments_of_a_trimmed_log() {
     let fresh = ["rebuild", "--trimmed", "0", "--by", "new-broker"];
     let report = drill(&[fresh.as_slice(), load.as_slice()].concat());
     assert_eq!(report["log_start"], 0, "{report}");
+}
+
+/// What a line of a log says of an index.
+fn indexes(log: &Path, what: &str) -> Vec<u64> {
+    let log = std::fs::read_to_string(log).unwrap();
+    let lines = log.lines().filter(|line| line.contains(what));
+    let index = |line: &str| {
+        let (_, behind) = line.split_once("index=").unwrap();
+        behind.split(' ').next().unwrap().parse().unwrap()
+    };
+    lines.map(index).collect()
+}
+
+#[test]
+fn what_is_written_while_segments_are_pulled_is_pulled_too_and_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = RebuildOptions {
+        cluster: ClusterOptions {
+            // So slow that more is written meanwhile than is left to entries.
+            flags: ["--set", "cluster.transfer_rate=16MiB"]
+                .map(String::from)
+                .into(),
+            ..ClusterOptions::new(env!("CARGO_BIN_EXE_timberline"), dir.path(), 3)
+        },
+        way: RebuildWay::LostDisk,
+        size: 48 * MIB,
+        trimmed: 8 * MIB,
+        rate: 8e6,
+        record_size: 8 << 10,
+        before: Duration::ZERO,
+    };
+    let mut rebuilt = 0;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ran = runtime.block_on(rebuild::run(&options, |event| {
+        if let rebuild::RebuildEvent::Begun { broker, .. } = event {
+            rebuilt = broker;
+        }
+    }));
+    let report = ran.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    let log = |broker: i32| dir.path().join(format!("broker-{broker}/log"));
+    let offers = (1..=3).flat_map(|broker| indexes(&log(broker), "a snapshot is offered"));
+    let offers: Vec<_> = offers.collect();
+    let taken = indexes(&log(rebuilt), "a snapshot is here");
+    assert_eq!((offers.len(), taken.len()), (1, 1), "{offers:?} {taken:?}");
+    assert!(taken[0] > offers[0], "{offers:?} {taken:?}");
 }

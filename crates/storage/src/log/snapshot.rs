@@ -122,6 +122,17 @@ impl Log {
         behind.filter(|f| f.is_sealed()).map(|f| f.end()).sum()
     }
 
+    /// Bytes of files whose first entry is this one or a later one, sealed or not. From memory, as
+    /// [`Log::sealed_bytes_from`].
+    pub fn bytes_from(&self, index: u64) -> u64 {
+        let files = self.files.read();
+        let behind = files.iter().rev();
+        behind
+            .take_while(|f| f.first.index + 1 >= index)
+            .map(|f| f.end())
+            .sum()
+    }
+
     fn newest_sealed(&self, state: &State) -> Option<Sealed> {
         let files = self.files.read();
         let committed = &state.committed;
