@@ -336,7 +336,7 @@ async fn answers_are_typed() {
     };
     let outcomes = admin
         .trim(
-            "a",
+            "t",
             &[target(0, Some(5)), target(1, None), target(2, None)],
             false,
         )
