@@ -250,11 +250,10 @@ impl<S: LogStore> Group<S> {
         self.contained("ticking", |group| {
             due = group.raw.tick();
             // A new leader's first beats come a little early.
-            let mut early = 1..beat_ticks;
-            while group.is_leader()
-                && group.raw.raft.heartbeat_elapsed() != phase
-                && early.next().is_some()
-            {
+            for _ in 1..beat_ticks {
+                if !group.is_leader() || group.raw.raft.heartbeat_elapsed() == phase {
+                    break;
+                }
                 due |= group.raw.tick();
             }
             group.limit_transfer();

@@ -137,6 +137,11 @@ impl Envelope {
         matches!(&self.body, Body::Append(append) if !append.frames.is_empty())
     }
 
+    /// Whether it is a beat or the answer to one: nearly all that idle groups say.
+    pub fn is_beat(&self) -> bool {
+        matches!(self.body, Body::Beat { .. } | Body::BeatReply { .. })
+    }
+
     /// Bytes of payload, for the bound of a queue.
     pub fn payload_bytes(&self) -> usize {
         match &self.body {

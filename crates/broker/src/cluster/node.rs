@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use prost::Message;
-use timberline_consensus::{Body, ConfigEntry, Envelope, Member, NodeId};
+use timberline_consensus::{ConfigEntry, Envelope, Member, NodeId};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
 use timberline_storage::{Log, ReplicaId, chain_seed};
@@ -323,7 +323,7 @@ impl PeerHandler for Node {
         let mut beats = Vec::new();
         for envelope in batch {
             if let Some(replica) = self.replica_of(&envelope) {
-                if matches!(envelope.body, Body::Beat { .. } | Body::BeatReply { .. }) {
+                if envelope.is_beat() {
                     beats.push((replica, envelope));
                     continue;
                 }

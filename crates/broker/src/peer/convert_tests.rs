@@ -125,8 +125,7 @@ fn one(body: Body) -> Envelope {
 proptest! {
     #[test]
     fn every_envelope_comes_back(envelopes in vec(envelope(), 0..8)) {
-        let is_beat = |one: &Envelope| matches!(one.body, Body::Beat { .. } | Body::BeatReply { .. });
-        let (beats, others): (Vec<_>, Vec<_>) = envelopes.iter().cloned().partition(is_beat);
+        let (beats, others): (Vec<_>, Vec<_>) = envelopes.iter().cloned().partition(Envelope::is_beat);
         let expected = [others, beats].concat();
         prop_assert_eq!(read_batch(batch(envelopes)).unwrap().messages, expected);
     }

@@ -145,13 +145,6 @@ impl Shard {
         self.next_tick = needed.then(|| now + TICK);
     }
 
-    /// Groups of several replicas live by ticks.
-    fn keep_ticking(&mut self, replica: ReplicaId) {
-        if self.next_tick.is_none() && self.writers.get(&replica).is_some_and(Writer::needs_ticks) {
-            self.next_tick = Some(Instant::now() + TICK);
-        }
-    }
-
     /// Everybody who was touched works off what came.
     fn turns(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
@@ -162,7 +155,7 @@ impl Shard {
             writer.touched = false;
             writer.turn(self.now_ms, &self.outside, &mut self.sends, &mut self.wakes);
             if self.next_tick.is_none() && writer.needs_ticks() {
-                // A sole voter's group has got its first other member.
+                // Groups of several replicas live by ticks, a sole voter's from its first other member on.
                 self.next_tick = Some(Instant::now() + TICK);
             }
             for (node, cold) in self.sends.output.cold.drain(..) {
@@ -198,7 +191,6 @@ impl Shard {
             return;
         };
         if writer.step(from, beat, &self.outside, &mut self.sends) {
-            self.keep_ticking(replica);
             self.touch(replica);
         }
     }
@@ -263,7 +255,6 @@ impl Shard {
                 if !due {
                     return;
                 }
-                self.keep_ticking(replica);
                 replica
             }
             Work::Beats { from, beats } => {
@@ -280,7 +271,6 @@ impl Shard {
                 let replica = partition.replica;
                 let writer = Writer::new(*group, partition, on_commit);
                 self.writers.insert(replica, writer);
-                self.keep_ticking(replica);
                 replica
             }
             Work::ColdDone { replica, node } => {
@@ -329,7 +319,6 @@ impl Shard {
                     let answer = writer.change_members(revision, changes, now_ms, &self.outside);
                     let _ = reply.send(answer);
                 }
-                self.keep_ticking(replica);
                 replica
             }
             Work::View { replica, reply } => {

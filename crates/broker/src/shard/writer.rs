@@ -559,9 +559,8 @@ impl Writer {
             .map_err(|why| self.refusal(&why, &outside.cluster))
     }
 
-    /// A leader looks who has what is committed; the others hear of it if it changed.
-    ///
-    /// Returns whether a turn has something to do.
+    /// A leader looks who has what is committed; the others hear of it if it changed. Returns whether a turn has something
+    /// to do.
     pub(super) fn look_who_is_in_sync(&mut self, cluster: &Cluster, sends: &mut Sends) -> bool {
         if !self.group.is_leader() {
             return false;
