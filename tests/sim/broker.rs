@@ -51,6 +51,11 @@ pub(crate) struct Replica {
     pub(crate) is_stopped: bool,
 }
 
+/// Ticks since a broker's shard was heard.
+pub(crate) fn silence(heard: &BTreeMap<usize, u64>, of: usize, now: u64) -> u64 {
+    heard.get(&of).map_or(u64::MAX, |then| now - then)
+}
+
 /// A process.
 pub(crate) struct Running {
     pub(crate) store: Store,
@@ -59,6 +64,8 @@ pub(crate) struct Running {
     pub(crate) cycle: Option<(Cycle, bool)>,
     pub(crate) directs: BTreeMap<u64, (DirectSync, bool)>,
     pub(crate) ticks: u64,
+    /// By broker, the tick at which its shard was heard last.
+    pub(crate) heard: BTreeMap<usize, u64>,
     /// With what is to be synced before it ends.
     pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     /// Replicas with something to work off.
@@ -77,6 +84,7 @@ impl Running {
             cycle: None,
             directs: BTreeMap::new(),
             ticks: 0,
+            heard: BTreeMap::new(),
             checkpoint: None,
             dirty: BTreeSet::new(),
             turn_due: false,

@@ -11,6 +11,8 @@ use crate::world::World;
 const MINORITY_MS: u64 = 8_000;
 /// Until everything has come to rest, ms: some forty election timeouts.
 const REST_MS: u64 = 15_000;
+/// Groups in which nothing happens fall silent within, ms.
+const SILENCE_MS: u64 = 2_000;
 /// Between two looks, ms.
 const LOOK_MS: u64 = 100;
 
@@ -19,7 +21,6 @@ impl World {
         self.calm = true;
         self.network.calm = true;
         self.network.heal();
-        let began = self.now;
         let kept = self
             .rng
             .chance(40)
@@ -34,17 +35,29 @@ impl World {
             at.paused_until = 0;
             at.slow_until = 0;
             at.disk.crash_after(u64::MAX);
-            at.kept_down = kept == Some(broker);
+            at.kept_down = false;
         }
-        if let Some(kept) = kept {
-            self.crash(kept, None)?;
-            self.brokers[kept].life += 1;
+        let falls_in_silence = kept.is_some() && self.rng.chance(50);
+        if let Some(kept) = kept.filter(|_| !falls_in_silence) {
+            self.keep_down(kept)?;
         }
         for broker in 0..self.brokers.len() {
             if self.brokers[broker].running.is_none() && kept != Some(broker) {
                 self.start(broker)?;
             }
         }
+        if let Some(kept) = kept.filter(|_| falls_in_silence) {
+            if self.brokers[kept].running.is_none() {
+                self.start(kept)?;
+            }
+            self.live_until(self.now + REST_MS, None)?;
+            let until = self.now + SILENCE_MS;
+            while self.now < until {
+                self.step()?;
+            }
+            self.keep_down(kept)?;
+        }
+        let began = self.now;
         if let Some(kept) = kept {
             self.live_until(began + MINORITY_MS, Some(kept))?;
             self.brokers[kept].kept_down = false;
@@ -53,6 +66,13 @@ impl World {
         self.live_until(self.now + REST_MS, None)?;
         self.stats.liveness_ticks += (self.now - began) / 25;
         self.check_rest()
+    }
+
+    fn keep_down(&mut self, broker: usize) -> Check {
+        self.brokers[broker].kept_down = true;
+        self.crash(broker, None)?;
+        self.brokers[broker].life += 1;
+        Ok(())
     }
 
     /// Lets time pass until there is nothing left to wait for; `without` is a broker that is not waited for.

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use timberline_consensus::{ConfigEntry, Dropped, Envelope, NodeId, Output, Pulse, Role};
+use timberline_consensus::{
+    ConfigEntry, Dropped, Envelope, Member, NodeId, Output, Pulse, Role, Tick,
+};
 use timberline_storage::disk::FaultDisk;
 use timberline_storage::{EntryKind, Error, FrameHeader, FramesOutcome, Log, ReplicaId};
 
-use crate::broker::{Pending, Waiter};
+use crate::broker::{Pending, Waiter, silence};
 use crate::checker::{Check, Seen, Terms, ensure};
 use crate::network::line;
 use crate::stats::Stats;
@@ -16,6 +18,8 @@ use crate::world::{Event, Planted, World};
 
 /// Bytes in one answer of the log.
 const READ_BYTES: usize = 64 << 10;
+/// Ticks between two beats of a shard.
+const BEAT_TICKS: u64 = 4;
 
 /// Entries `from..=to`, verified where that is needed.
 pub(crate) fn read_frames(
@@ -91,7 +95,10 @@ impl World {
         let Some(replica) = running.replicas.get_mut(&node) else {
             return Ok(());
         };
-        match replica.group.pulse(&envelope) {
+        let from = self.replicas.get(&envelope.from).map(|place| place.broker);
+        let now = running.ticks;
+        let silent = from.map_or(u64::MAX, |from| silence(&running.heard, from, now));
+        match replica.group.pulse(&envelope, now, silent) {
             Pulse::Beat(reply) => {
                 self.stats.pulses += 1;
                 self.send(reply);
@@ -124,15 +131,54 @@ impl World {
             return Ok(());
         }
         running.ticks += 1;
+        let (now, mut out) = (running.ticks, Output::default());
+        let heard = &running.heard;
         for (&node, replica) in &mut running.replicas {
-            if replica.group.needs_ticks() && replica.group.tick(running.ticks) {
-                running.dirty.insert(node);
+            if !replica.group.needs_ticks() {
+                continue;
             }
+            let silent_for = |of: Member| silence(heard, of.broker as usize, now);
+            let was_quiet = replica.group.is_quiet();
+            match replica.group.tick(now, silent_for, &mut out) {
+                Tick::Due => {
+                    running.dirty.insert(node);
+                }
+                Tick::Quiet { .. } if !was_quiet => self.stats.quiesced += 1,
+                _ => {}
+            }
+        }
+        for envelope in out.messages {
+            self.send(envelope);
+        }
+        if now % BEAT_TICKS == 0 {
+            self.tell_shards(broker);
         }
         self.turns(broker)?;
         let period = self.profile.tick_ms[broker];
         self.after(period, Event::Tick(broker, life));
         Ok(())
+    }
+
+    /// The shard of a broker beats.
+    fn tell_shards(&mut self, broker: usize) {
+        for to in (0..self.brokers.len()).filter(|to| *to != broker) {
+            let link = (broker, to);
+            let delays = self
+                .network
+                .send(&mut self.rng, &self.profile, &mut self.stats, link);
+            for delay in delays {
+                self.after(delay, Event::ShardBeat(broker, to));
+            }
+        }
+    }
+
+    pub(crate) fn hear_shard(&mut self, from: usize, to: usize) {
+        let until = self.brokers[to].paused_until;
+        if until > self.now {
+            self.at(until, Event::ShardBeat(from, to));
+        } else if let Some(running) = &mut self.brokers[to].running {
+            running.heard.insert(from, running.ticks);
+        }
     }
 
     /// Works off what is dirty.

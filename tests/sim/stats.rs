@@ -31,7 +31,7 @@ stats! {
     messages, lost, duplicated, blocked, stragglers, partitions, one_way_partitions, pauses,
     crashes, kills, power_losses, power_losses_of_all, crashes_in_recovery, fuses, slow_disks,
     poisoned, full_disks, refused_for_space, stopped_for_space, reopened, cycles, direct_syncs, checkpoints, seals, clean_stops,
-    tails_cut, recoveries, recovered_entries, cold_reads, pulses, liveness_ticks,
+    tails_cut, recoveries, recovered_entries, cold_reads, pulses, quiesced, liveness_ticks,
 }
 
 impl Stats {

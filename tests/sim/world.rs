@@ -59,6 +59,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) enum Event {
     Deliver(Envelope),
+    /// The shard of the first is alive, the second hears.
+    ShardBeat(usize, usize),
     /// The rest is for one broker's life.
     Tick(usize, u64),
     Turn(usize, u64),
@@ -223,6 +225,10 @@ impl World {
         }
         match event {
             Event::Deliver(envelope) => self.deliver(envelope),
+            Event::ShardBeat(from, to) => {
+                self.hear_shard(from, to);
+                Ok(())
+            }
             Event::Tick(broker, _) => self.tick(broker),
             Event::Turn(broker, _) => self.turns(broker),
             Event::Flush(broker, _) => self.flush(broker),

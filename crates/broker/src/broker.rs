@@ -327,11 +327,12 @@ impl Basis {
         let rate = config.cluster.transfer_rate.0;
         let node = Node::new(identity, data, Arc::clone(&cluster), rate);
         let runtime = tokio::runtime::Handle::current();
-        let shards =
-            Shards::start(count, metrics, &cluster, &runtime).map_err(|error| Error::System {
+        let shards = Shards::start(count, timing(&config), metrics, &cluster, &runtime).map_err(
+            |error| Error::System {
                 what: "starting the shard threads",
                 why: error.to_string(),
-            })?;
+            },
+        )?;
         cluster.set_shards(&shards);
         node.set_shards(&shards);
         Ok(Basis {
@@ -499,13 +500,10 @@ impl Basis {
 /// Timeouts in ticks.
 fn timing(config: &BrokerConfig) -> Timing {
     let ticks = |span: Duration| span.as_millis().div_ceil(TICK.as_millis()).max(1) as usize;
-    let election_ticks = ticks(config.cluster.election_timeout.duration()).max(2);
-    let beat_ticks = ticks(config.cluster.heartbeat_interval.duration());
-    Timing {
-        election_ticks,
-        beat_ticks: beat_ticks.min(election_ticks - 1),
-        ..Timing::default()
-    }
+    Timing::of(
+        ticks(config.cluster.election_timeout.duration()),
+        ticks(config.cluster.heartbeat_interval.duration()),
+    )
 }
 
 /// The cluster that a metadata log is of, if it is of one.

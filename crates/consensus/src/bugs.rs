@@ -37,6 +37,8 @@ pub enum Bug {
     ForgetElection,
     /// Who was removed may go as soon as its leader knows that the change is committed.
     LeaveEarly,
+    /// A follower whose leader fell silent never asks whether its shard is there.
+    QuietForever,
 }
 
 impl Bug {
@@ -59,5 +61,6 @@ impl Bug {
         Bug::SpeakEarly,
         Bug::ForgetElection,
         Bug::LeaveEarly,
+        Bug::QuietForever,
     ];
 }

@@ -13,6 +13,7 @@
 
 mod propose;
 mod pulse;
+mod quiesce;
 mod send;
 mod snapshot;
 mod step;
@@ -30,12 +31,14 @@ use timberline_storage::{ColdRead, EntryKind, HardState};
 use crate::bugs::Bug;
 use crate::error::OpenError;
 use crate::log_store::{Frames, LogStore};
-use crate::membership::{ConfigEntry, Membership};
+use crate::membership::{ConfigEntry, Member, Membership};
 use crate::message::{Envelope, Frame, NodeId, SnapshotMark};
 use crate::raft_storage::{RaftStorage, conf_state};
 use crate::timing::Timing;
+use quiesce::Quiet;
 
 pub use pulse::Pulse;
+pub use quiesce::Tick;
 pub use snapshot::NotInstalled;
 pub use step::{Dropped, FRAMES_MAX};
 pub use view::{PeerView, Role, View};
@@ -125,6 +128,10 @@ pub struct Group<S: LogStore> {
     /// Ticks so far, and when each member answered last.
     ticks: u64,
     heard: BTreeMap<NodeId, u64>,
+    /// Whether shards' beats stand for this group's.
+    quiet: Quiet,
+    /// Before this tick it is not asked for again.
+    ask_at: u64,
     /// The last entry found no space.
     no_space: bool,
     stopped: Option<String>,
@@ -216,6 +223,8 @@ impl<S: LogStore> Group<S> {
             timeout: (0, 0),
             ticks: 0,
             heard: BTreeMap::new(),
+            quiet: Quiet::No,
+            ask_at: 0,
             no_space: false,
             stopped: None,
             #[cfg(feature = "planted-bugs")]
@@ -231,6 +240,7 @@ impl<S: LogStore> Group<S> {
     /// Stands for election at once, if it may: a replica without a vote may not.
     pub fn campaign(&mut self) {
         if self.may_stand() && self.raw.raft.promotable() {
+            self.wake();
             self.contained("campaigning", |group| {
                 group.raw.campaign().map_err(|error| error.to_string())
             });
@@ -238,11 +248,21 @@ impl<S: LogStore> Group<S> {
     }
 
     /// A tick passed, by its number: the groups of a shard that lead beat at the same ones, so that their beats travel
-    /// together. Ticks that came late count once: call it once, however late. Returns whether a turn has something to do.
-    pub fn tick(&mut self, number: u64) -> bool {
+    /// together. Ticks that came late count once: call it once, however late. `silent_for` says for how many ticks the
+    /// shard of a member was not heard.
+    pub fn tick(
+        &mut self,
+        number: u64,
+        silent_for: impl Fn(Member) -> u64,
+        out: &mut Output,
+    ) -> Tick {
         if self.stopped.is_some() || !self.may_stand() {
-            return false;
+            return Tick::Idle;
         }
+        if let Some(quiet) = self.tick_quiet(number, silent_for, out) {
+            return quiet;
+        }
+        let of = self.reign();
         self.ticks += 1;
         let beat_ticks = self.options.timing.beat_ticks;
         let phase = (number % beat_ticks as u64) as usize;
@@ -260,7 +280,11 @@ impl<S: LogStore> Group<S> {
             due |= group.finish_joint();
             Ok(())
         });
-        due || self.stopped.is_some()
+        self.wake_unless_same(of);
+        match due || self.stopped.is_some() {
+            true => Tick::Due,
+            false => Tick::Idle,
+        }
     }
 
     /// Gives a hand-over up that takes too long.
@@ -282,15 +306,19 @@ impl<S: LogStore> Group<S> {
     }
 
     fn is_sole_voter(&self) -> bool {
-        let alone = |members: &[crate::membership::Member]| matches!(members, [only] if only.node == self.options.node);
+        let alone =
+            |members: &[Member]| matches!(members, [only] if only.node == self.options.node);
         alone(&self.membership.voters) && !self.membership.is_joint()
     }
 
     /// Connections to these replicas were reset and can't be made again: a leader among them is taken for dead, and
     /// its successors stand by rank.
     pub fn lost(&mut self, is_lost: impl Fn(NodeId) -> bool) {
+        let leader = self.raw.raft.leader_id;
+        if self.is_leader() || is_lost(leader) {
+            self.wake();
+        }
         let raft = &mut self.raw.raft;
-        let leader = raft.leader_id;
         if raft.state == StateRole::Follower && leader != 0 && is_lost(leader) {
             raft.election_elapsed = raft
                 .election_elapsed
@@ -309,11 +337,13 @@ impl<S: LogStore> Group<S> {
 
     /// Messages to this replica were dropped: it is probed until it answers.
     pub fn unreachable(&mut self, node: NodeId) {
+        self.wake();
         self.raw.report_unreachable(node);
     }
 
     /// A cold read for this follower is done.
     pub fn cold_done(&mut self, node: NodeId) {
+        self.wake();
         self.contained("sending", |group| {
             let raft = &mut group.raw.raft;
             if raft.state == StateRole::Leader && raft.prs().get(node).is_some() {
@@ -387,6 +417,7 @@ impl<S: LogStore> Group<S> {
                 "a group stops; its replica takes no part until a restart"
             );
         }
+        self.wake();
         self.stages.clear();
         self.term_waits.clear();
         self.incoming.clear();

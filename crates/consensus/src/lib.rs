@@ -28,7 +28,7 @@ mod timing;
 pub use error::{Malformed, OpenError, Refused};
 pub use group::{
     Dropped, FRAMES_MAX, Group, GroupOptions, NotInstalled, Output, PeerView, Pulse, Role,
-    SnapshotOffer, View,
+    SnapshotOffer, Tick, View,
 };
 pub use log_store::{Frames, LogStore, Proposal, Staged};
 pub use membership::{Change, ConfigEntry, MEMBERS_MAX, Member, Membership};

@@ -40,11 +40,15 @@ pub enum Body {
     Beat {
         /// What the receiver surely has and may commit.
         commit: u64,
+        /// It would fall silent from here on: its shard's beats are to stand for its own.
+        quiesce: bool,
     },
     /// The answer to [`Body::Beat`].
     BeatReply {
         /// The commit index that the sender will still know after a restart.
         commit: u64,
+        /// It has everything, and takes the leader's shard for the leader until it hears otherwise.
+        quiesced: bool,
     },
     /// Campaign at once: the leader hands over to the receiver (Raft section 3.10).
     TimeoutNow,

@@ -20,10 +20,16 @@ pub struct Timing {
     /// A hand-over that takes longer is given up: nothing can be proposed meanwhile, and the successor may be gone. It may
     /// still be elected.
     pub transfer_ticks: usize,
+    /// A shard that was not heard for so long stands for none of its groups.
+    pub silent_ticks: usize,
+    /// A leader that fell silent asks again whether it may, whenever so much has passed: a multiple of `beat_ticks`.
+    pub renew_ticks: usize,
+    /// A follower that was not asked for so long takes its leader for gone, whatever the leader's shard says.
+    pub forget_ticks: usize,
 }
 
 impl Default for Timing {
-    /// For ticks of 25 ms: 300 ms, 100 ms, 50 ms, 100 ms, 100 ms.
+    /// For ticks of 25 ms: 300 ms, 100 ms, 50 ms, 100 ms, 100 ms, 200 ms, 2 s, 6 s.
     fn default() -> Timing {
         Timing {
             election_ticks: 12,
@@ -31,11 +37,29 @@ impl Default for Timing {
             first_ticks: 2,
             rank_ticks: 4,
             transfer_ticks: 4,
+            silent_ticks: 8,
+            renew_ticks: 80,
+            forget_ticks: 240,
         }
     }
 }
 
 impl Timing {
+    /// Timeouts for these two, in ticks; everything else follows from them. At least 2 and 1.
+    pub fn of(election_ticks: usize, beat_ticks: usize) -> Timing {
+        let election_ticks = election_ticks.max(2);
+        let beat_ticks = beat_ticks.clamp(1, election_ticks - 1);
+        Timing {
+            election_ticks,
+            beat_ticks,
+            // Where two beats take as long as the timeout, no group falls silent.
+            silent_ticks: (2 * beat_ticks).min(election_ticks - 1),
+            renew_ticks: 20 * beat_ticks,
+            forget_ticks: 60 * beat_ticks,
+            ..Timing::default()
+        }
+    }
+
     /// The timeout of `node` while it follows `leader` (0: nobody).
     pub(crate) fn timeout(
         &self,

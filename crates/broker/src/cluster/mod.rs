@@ -159,6 +159,13 @@ impl Cluster {
         }
     }
 
+    /// A shard of this broker is alive.
+    pub(crate) fn shard_beat(&self, shard: u16) {
+        if let Some(peers) = &self.peers {
+            peers.shard_beat(shard);
+        }
+    }
+
     /// A replica here knows more of its leader. Returns what others should hear, if it is this broker that leads.
     pub(crate) fn note_lead(&self, partition: &Partition, lead: Lead) -> Option<pb::Leadership> {
         let place = (partition.topic, partition.number);

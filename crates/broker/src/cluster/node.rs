@@ -20,7 +20,7 @@ use crate::grpc::{self, Services};
 use crate::metadata::backend::METADATA_REPLICA;
 use crate::metadata::plan::{self, Registration};
 use crate::metadata::table::id_bytes;
-use crate::peer::{Hello, PeerHandler, Peers};
+use crate::peer::{Hello, PeerHandler, Peers, ShardBeats};
 use crate::shard::{Shards, Work};
 
 /// How long another broker may take to make a change for us.
@@ -343,6 +343,12 @@ impl PeerHandler for Node {
                     bytes,
                 },
             );
+        }
+    }
+
+    fn shard_beats(&self, from: i32, beats: ShardBeats) {
+        if let Some(shards) = self.shards.get() {
+            shards.note_alive(from, &beats);
         }
     }
 

@@ -10,7 +10,7 @@ use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal::{self as pb, raft_message::Body as Wire};
 use timberline_storage::{FRAME_HEADER_LEN, FrameHeader};
 
-use super::limits::{BATCH_FRAMES, BATCH_LEADERSHIPS, BATCH_MESSAGES};
+use super::limits::{BATCH_FRAMES, BATCH_LEADERSHIPS, BATCH_MESSAGES, SHARDS_MAX};
 
 // Field numbers of `peer.proto` that the bounds are counted by.
 const BATCH_MESSAGE: u64 = 1;
@@ -22,6 +22,8 @@ const APPEND_FRAME: u64 = 4;
 const BEAT_LEN: usize = 1 + 5 * 8;
 const BEAT: u8 = 0;
 const BEAT_REPLY: u8 = 1;
+const BEAT_QUIESCE: u8 = 2;
+const BEAT_QUIESCED: u8 = 3;
 
 pub(super) fn malformed(why: impl Into<String>) -> ApiError {
     ApiError::new(Reason::MalformedMessage, why)
@@ -72,14 +74,33 @@ fn message_to_wire(envelope: Envelope) -> Option<pb::RaftMessage> {
     })
 }
 
+/// Which of a broker's shards said that they are alive.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ShardBeats {
+    /// How many the broker has.
+    pub(crate) shards: u16,
+    /// Each once, below `shards`.
+    pub(crate) alive: Vec<u16>,
+}
+
 /// A batch as it goes out; payloads go by reference, beats and their answers behind all others.
-pub(super) fn to_wire(envelopes: Vec<Envelope>, leaderships: Vec<pb::Leadership>) -> pb::PeerBatch {
+pub(super) fn to_wire(
+    envelopes: Vec<Envelope>,
+    leaderships: Vec<pb::Leadership>,
+    shard_beats: ShardBeats,
+) -> pb::PeerBatch {
     let mut beats = Vec::new();
     let mut messages = Vec::with_capacity(envelopes.len());
     for envelope in envelopes {
         match envelope.body {
-            Body::Beat { commit } => push_beat(&mut beats, BEAT, &envelope, commit),
-            Body::BeatReply { commit } => push_beat(&mut beats, BEAT_REPLY, &envelope, commit),
+            Body::Beat { commit, quiesce } => {
+                let kind = if quiesce { BEAT_QUIESCE } else { BEAT };
+                push_beat(&mut beats, kind, &envelope, commit);
+            }
+            Body::BeatReply { commit, quiesced } => {
+                let kind = if quiesced { BEAT_QUIESCED } else { BEAT_REPLY };
+                push_beat(&mut beats, kind, &envelope, commit);
+            }
             _ => messages.extend(message_to_wire(envelope)),
         }
     }
@@ -87,6 +108,8 @@ pub(super) fn to_wire(envelopes: Vec<Envelope>, leaderships: Vec<pb::Leadership>
         messages,
         leaderships,
         beats: beats.into(),
+        shards: shard_beats.shards.into(),
+        shard_beats: shard_beats.alive.into_iter().map(u32::from).collect(),
     }
 }
 
@@ -126,8 +149,14 @@ fn read_beats(bytes: &[u8], envelopes: &mut Vec<Envelope>) -> Result<(), ApiErro
             return Err(malformed("a beat from or to nobody"));
         }
         let body = match kind {
-            BEAT => Body::Beat { commit },
-            BEAT_REPLY => Body::BeatReply { commit },
+            BEAT | BEAT_QUIESCE => Body::Beat {
+                commit,
+                quiesce: kind == BEAT_QUIESCE,
+            },
+            BEAT_REPLY | BEAT_QUIESCED => Body::BeatReply {
+                commit,
+                quiesced: kind == BEAT_QUIESCED,
+            },
             _ => return Err(malformed("a beat of an unknown kind")),
         };
         envelopes.push(Envelope {
@@ -258,6 +287,7 @@ fn vote_from_wire(reply: &pb::VoteReply) -> VoteReply {
 pub(super) struct Received {
     pub(super) messages: Vec<Envelope>,
     pub(super) leaderships: Vec<pb::Leadership>,
+    pub(super) shard_beats: ShardBeats,
 }
 
 /// Reads an encoded batch.
@@ -275,9 +305,27 @@ pub(super) fn read_batch(bytes: Bytes) -> Result<Received, ApiError> {
     let messages = batch.messages.into_iter().map(from_wire);
     let mut messages: Vec<Envelope> = messages.collect::<Result<_, _>>()?;
     read_beats(&batch.beats, &mut messages)?;
+    let shard_beats = read_shard_beats(batch.shards, &batch.shard_beats)?;
     Ok(Received {
         messages,
+        shard_beats,
         leaderships: batch.leaderships,
+    })
+}
+
+/// # Errors
+/// `MALFORMED_MESSAGE`: shards that the sender can't have.
+fn read_shard_beats(shards: u32, alive: &[u32]) -> Result<ShardBeats, ApiError> {
+    let known = |shard: &u32| *shard < shards;
+    if shards > SHARDS_MAX.into() || alive.len() > shards as usize || !alive.iter().all(known) {
+        return Err(malformed(format!(
+            "{} beats of {shards} shards",
+            alive.len()
+        )));
+    }
+    Ok(ShardBeats {
+        shards: shards as u16,
+        alive: alive.iter().map(|&shard| shard as u16).collect(),
     })
 }
 

@@ -71,8 +71,8 @@ fn body() -> impl Strategy<Value = Body> {
                 commit,
             })
         }),
-        any::<u64>().prop_map(|commit| Body::Beat { commit }),
-        any::<u64>().prop_map(|commit| Body::BeatReply { commit }),
+        any::<(u64, bool)>().prop_map(|(commit, quiesce)| Body::Beat { commit, quiesce }),
+        any::<(u64, bool)>().prop_map(|(commit, quiesced)| Body::BeatReply { commit, quiesced }),
         Just(Body::TimeoutNow),
         (any::<u64>(), any::<u64>(), vec(any::<u8>(), 0..40)).prop_map(|(index, term, bytes)| {
             Body::Snapshot(SnapshotMark {
@@ -109,7 +109,7 @@ fn on_the_wire(batch: pb::PeerBatch) -> Bytes {
 }
 
 fn batch(envelopes: Vec<Envelope>) -> Bytes {
-    on_the_wire(to_wire(envelopes, Vec::new()))
+    on_the_wire(to_wire(envelopes, Vec::new(), ShardBeats::default()))
 }
 
 fn one(body: Body) -> Envelope {
@@ -159,7 +159,10 @@ fn a_batch_cut_anywhere_is_refused_or_shorter() {
     let sent = vec![
         one(append(4, vec![b"abc".to_vec(), Vec::new()])),
         one(Body::TimeoutNow),
-        one(Body::Beat { commit: 9 }),
+        one(Body::Beat {
+            commit: 9,
+            quiesce: false,
+        }),
     ];
     let bytes = batch(sent.clone());
     for end in 0..bytes.len() {
@@ -289,8 +292,11 @@ fn counts_are_bounded_before_anything_is_made_of_them() {
 
 #[test]
 fn beats_that_are_none_are_refused() {
-    let beat = one(Body::Beat { commit: 9 });
-    let beats = to_wire(vec![beat.clone()], Vec::new()).beats;
+    let beat = one(Body::Beat {
+        commit: 9,
+        quiesce: false,
+    });
+    let beats = to_wire(vec![beat.clone()], Vec::new(), ShardBeats::default()).beats;
     let with = |beats: Vec<u8>| {
         read_batch(on_the_wire(pb::PeerBatch {
             beats: beats.into(),
@@ -299,7 +305,7 @@ fn beats_that_are_none_are_refused() {
     };
     assert_eq!(with(beats.to_vec()).unwrap().messages, [beat]);
     let (mut kind, mut nobody) = (beats.to_vec(), beats.to_vec());
-    kind[0] = 2;
+    kind[0] = 4;
     nobody[9..17].fill(0);
     let (cut, many) = (beats[1..].to_vec(), beats.repeat(BATCH_MESSAGES + 1));
     for beats in [kind, nobody, cut, many] {
@@ -307,5 +313,31 @@ fn beats_that_are_none_are_refused() {
             with(beats).unwrap_err().reason,
             Some(Reason::MalformedMessage)
         );
+    }
+}
+
+#[test]
+fn shards_that_a_broker_cannot_have_are_refused() {
+    let read = |shards, shard_beats: &[u32]| {
+        let batch = pb::PeerBatch {
+            shards,
+            shard_beats: shard_beats.to_vec(),
+            ..pb::PeerBatch::default()
+        };
+        read_batch(batch.encode_to_vec().into()).map(|received| received.shard_beats)
+    };
+    let all = ShardBeats {
+        shards: 3,
+        alive: vec![2, 0],
+    };
+    assert_eq!(read(3, &[2, 0]).unwrap(), all);
+    for (shards, alive) in [
+        (3, vec![3]),
+        (1, vec![0, 0]),
+        (u32::MAX, vec![0]),
+        (0, vec![0]),
+    ] {
+        let error = read(shards, &alive).unwrap_err();
+        assert_eq!(error.reason, Some(Reason::MalformedMessage));
     }
 }

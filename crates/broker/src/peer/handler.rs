@@ -4,6 +4,7 @@ use timberline_consensus::Envelope;
 use timberline_proto::error::ApiError;
 use timberline_proto::internal as pb;
 
+use super::convert::ShardBeats;
 use super::hello::Hello;
 
 /// The broker, as the transport knows it.
@@ -22,6 +23,9 @@ pub(crate) trait PeerHandler: Send + Sync + 'static {
     /// Messages of many groups from a broker that was let in. Each names its group and replicas, which are still to be
     /// checked: any broker that was let in can claim any of them. Payloads belong to their headers.
     fn messages(&self, from: i32, batch: Vec<Envelope>);
+
+    /// Shards of another broker are alive.
+    fn shard_beats(&self, from: i32, beats: ShardBeats);
 
     /// Who leads what, as another broker knows it. Topic ids have 16 bytes.
     fn leaderships(&self, from: i32, leaderships: Vec<pb::Leadership>);

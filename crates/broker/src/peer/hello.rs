@@ -8,9 +8,9 @@ use super::convert::malformed;
 use super::limits::{SHARDS_MAX, TEXT_BYTES_MAX};
 
 /// Oldest version of the protocol between brokers that is spoken here.
-pub(super) const VERSION_MIN: u32 = 2;
+pub(super) const VERSION_MIN: u32 = 3;
 /// The newest.
-pub(super) const VERSION_MAX: u32 = 2;
+pub(super) const VERSION_MAX: u32 = 3;
 
 /// Which stream of a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

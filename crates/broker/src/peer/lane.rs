@@ -15,7 +15,7 @@ use timberline_consensus::{Body, Envelope};
 use timberline_proto::internal as pb;
 use tokio::sync::oneshot;
 
-use super::convert::to_wire;
+use super::convert::{ShardBeats, to_wire};
 use super::limits::{
     BATCH_BYTES, BATCH_FRAMES, BATCH_LEADERSHIPS, BATCH_MESSAGES, BULK_QUEUE_BYTES,
     BULK_QUEUE_ITEMS, ENVELOPE_BYTES_MAX, ENVELOPE_OVERHEAD_BYTES, GOSSIP_QUEUE_ITEMS,
@@ -55,6 +55,8 @@ pub(super) struct Lane {
 struct Queue {
     envelopes: VecDeque<Envelope>,
     gossip: VecDeque<pb::Leadership>,
+    /// Each shard at most once.
+    shard_beats: ShardBeats,
     bytes: usize,
     /// The last attempt to connect failed.
     down: bool,
@@ -151,6 +153,21 @@ impl Lane {
         }
     }
 
+    /// Queues that one of `shards` shards is alive.
+    pub(super) fn offer_shard_beat(&self, shard: u16, shards: u16) {
+        let mut queue = self.queue.lock();
+        let beats = &mut queue.shard_beats;
+        beats.shards = shards;
+        if !beats.alive.contains(&shard) {
+            beats.alive.push(shard);
+        }
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// The stream of a new connection: the hello at once, batches after `accepted`. It ends the one before it.
     pub(super) fn stream(
         self: &Arc<Self>,
@@ -190,6 +207,7 @@ impl Lane {
         self.counters.gossip_dropped(queue.gossip.len());
         queue.envelopes = VecDeque::new();
         queue.gossip = VecDeque::new();
+        queue.shard_beats = ShardBeats::default();
         queue.bytes = 0;
         count > 0 && !std::mem::replace(&mut queue.dropping, true)
     }
@@ -199,7 +217,7 @@ impl Lane {
         if queue.stream != stream {
             return Poll::Ready(None);
         }
-        if queue.envelopes.is_empty() && queue.gossip.is_empty() {
+        if queue.is_empty() {
             queue.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
@@ -209,16 +227,25 @@ impl Lane {
         }
         drop(queue);
         self.counters.sent(taken.envelopes.len());
-        Poll::Ready(Some(to_wire(taken.envelopes, taken.gossip)))
+        Poll::Ready(Some(to_wire(
+            taken.envelopes,
+            taken.gossip,
+            taken.shard_beats,
+        )))
     }
 }
 
 struct Taken {
     envelopes: Vec<Envelope>,
     gossip: Vec<pb::Leadership>,
+    shard_beats: ShardBeats,
 }
 
 impl Queue {
+    fn is_empty(&self) -> bool {
+        self.envelopes.is_empty() && self.gossip.is_empty() && self.shard_beats.alive.is_empty()
+    }
+
     /// The next batch within the bounds of one.
     fn take(&mut self) -> Taken {
         let mut envelopes = Vec::new();
@@ -243,6 +270,7 @@ impl Queue {
         Taken {
             envelopes,
             gossip: self.gossip.drain(..count).collect(),
+            shard_beats: std::mem::take(&mut self.shard_beats),
         }
     }
 }

@@ -20,7 +20,10 @@ fn beat(commit: u64) -> Envelope {
         from: 1,
         to: 2,
         term: 1,
-        body: Body::Beat { commit },
+        body: Body::Beat {
+            commit,
+            quiesce: false,
+        },
     }
 }
 
@@ -75,7 +78,7 @@ fn commits(batch: &pb::PeerBatch) -> Vec<u64> {
     };
     let received = read_batch(alone.encode_to_vec().into()).unwrap();
     let commit = |message: &Envelope| match message.body {
-        Body::Beat { commit } => commit,
+        Body::Beat { commit, .. } => commit,
         ref other => panic!("not a beat: {other:?}"),
     };
     received.messages.iter().map(commit).collect()

@@ -53,6 +53,7 @@ use limits::{CALL_BYTES_MAX, JOIN_TIMEOUT, SEGMENT_TIMEOUT, SHARDS_MAX, STATUS_T
 use link::Link;
 use stats::Counters;
 
+pub(crate) use convert::ShardBeats;
 pub(crate) use handler::PeerHandler;
 pub(crate) use hello::{Hello, LaneId};
 pub(crate) use limits::PEER_CONNECTIONS_MAX;
@@ -247,6 +248,15 @@ impl Peers {
         }
         if began {
             self.tell(|handler| handler.unreachable(broker));
+        }
+    }
+
+    /// Tells all brokers that a shard is alive, by the prompt lane. Never blocks. While a broker is known to be down, it is
+    /// dropped.
+    pub(crate) fn shard_beat(&self, shard: u16) {
+        for link in self.shared.links.load().values() {
+            let lane = link.prompt_lane();
+            lane.offer_shard_beat(shard, self.shared.shards);
         }
     }
 

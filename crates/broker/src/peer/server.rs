@@ -197,6 +197,11 @@ impl Receiver {
             self.service.peers.counters().received(batch.messages.len());
             self.service.handler.messages(self.from, batch.messages);
         }
+        if !batch.shard_beats.alive.is_empty() {
+            self.service
+                .handler
+                .shard_beats(self.from, batch.shard_beats);
+        }
         if !batch.leaderships.is_empty() {
             self.service
                 .handler

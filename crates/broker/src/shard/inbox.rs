@@ -1,6 +1,6 @@
 //! A shard's inbox: bounded, filled from any thread, emptied in bursts by one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -9,6 +9,7 @@ use timberline_storage::ReplicaId;
 
 use super::Work;
 use crate::errors;
+use crate::peer::ShardBeats;
 
 /// Items that may wait. Their bytes are bounded by `partition::Budget`; this bounds what tiny ones add up to.
 const INBOX_ITEMS_MAX: usize = 262_144;
@@ -46,6 +47,8 @@ pub(super) struct Burst {
     pub(super) beats: usize,
     /// The highest durable index of each replica: as many as there are replicas, however slow the shard.
     pub(super) durable: HashMap<ReplicaId, u64>,
+    /// Shards of other brokers that were heard: as many as there are. Nobody is woken for them.
+    pub(super) alive: BTreeMap<i32, ShardBeats>,
     pub(super) poisoned: Option<String>,
     pub(super) stop: bool,
 }
@@ -102,6 +105,17 @@ impl Inbox {
         }
         if !state.burst.durable.is_empty() {
             self.wake(state);
+        }
+    }
+
+    pub(super) fn note_alive(&self, from: i32, beats: &ShardBeats) {
+        let mut state = self.state.lock();
+        let known = state.burst.alive.entry(from).or_default();
+        known.shards = beats.shards;
+        for shard in &beats.alive {
+            if !known.alive.contains(shard) {
+                known.alive.push(*shard);
+            }
         }
     }
 

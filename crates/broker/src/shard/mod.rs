@@ -4,6 +4,7 @@
 //! never waits for a disk or a peer, only for its inbox and, while it has groups of several replicas, for the next tick.
 //! Wakes are for bursts: everything in the inbox is done before a clock ticks, a message leaves or anybody is woken.
 
+mod alive;
 mod inbox;
 mod run;
 mod writer;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use timberline_consensus::{Change, Envelope, Group, NodeId, View};
+use timberline_consensus::{Change, Envelope, Group, NodeId, Timing, View};
 use timberline_proto::error::ApiError;
 use timberline_storage::{Install, Listener, Log, ReplicaId, SyncKind};
 use tokio::sync::oneshot;
@@ -21,6 +22,7 @@ use crate::ack::{Outcome, Ticket};
 use crate::cluster::Cluster;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
+use crate::peer::ShardBeats;
 
 use inbox::Inbox;
 
@@ -138,6 +140,7 @@ impl Shards {
     /// That of the system, if a thread can't be made.
     pub(crate) fn start(
         count: usize,
+        timing: Timing,
         metrics: &Arc<Metrics>,
         cluster: &Arc<Cluster>,
         runtime: &tokio::runtime::Handle,
@@ -149,6 +152,7 @@ impl Shards {
             inboxes.push(Arc::clone(&inbox));
             let outside = run::Outside {
                 number: number as u16,
+                timing,
                 metrics: Arc::clone(metrics),
                 cluster: Arc::clone(cluster),
                 runtime: runtime.clone(),
@@ -171,7 +175,7 @@ impl Shards {
     }
 
     fn place(&self, replica: ReplicaId) -> usize {
-        replica.0 as usize % self.inboxes.len()
+        alive::place(replica, self.inboxes.len())
     }
 
     /// Hands work for a replica to its shard. Work that does not fit is answered with `OVERLOADED`, after the stop with
@@ -193,6 +197,13 @@ impl Shards {
                 // Those that come too late or too many are sent again.
                 let _ = inbox.push(Work::Beats { from, beats });
             }
+        }
+    }
+
+    /// Tells every shard which of another broker's shards are alive. None is woken for it.
+    pub(crate) fn note_alive(&self, from: i32, beats: &ShardBeats) {
+        for inbox in &self.inboxes {
+            inbox.note_alive(from, beats);
         }
     }
 
@@ -286,7 +297,7 @@ impl Listener for Shards {
                 updates
                     .iter()
                     .copied()
-                    .filter(|(replica, _)| replica.0 as usize % count == at),
+                    .filter(|(replica, _)| alive::place(*replica, count) == at),
             );
         }
     }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use timberline_consensus::{Envelope, Output};
+use timberline_consensus::{Envelope, Output, Tick, Timing};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
 use timberline_storage::ReplicaId;
 
+use super::alive::Alive;
 use super::inbox::{Burst, Inbox};
 use super::writer::Writer;
 use super::{TICK, Work};
@@ -25,6 +26,7 @@ const IN_SYNC_TICKS: u64 = 8;
 /// What a shard reaches beside its inbox.
 pub(super) struct Outside {
     pub(super) number: u16,
+    pub(super) timing: Timing,
     pub(super) metrics: Arc<Metrics>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) runtime: tokio::runtime::Handle,
@@ -37,6 +39,8 @@ pub(super) struct Sends {
     /// By broker.
     pub(super) messages: BTreeMap<i32, Vec<Envelope>>,
     pub(super) leaderships: Vec<pb::Leadership>,
+    /// That this shard is alive.
+    pub(super) shard_beat: bool,
 }
 
 pub(super) struct Shard {
@@ -53,6 +57,13 @@ pub(super) struct Shard {
     /// When all groups tick next; `None` while none needs to.
     next_tick: Option<Instant>,
     ticks: u64,
+    /// Those that tick; each is in it once.
+    ticking: Vec<ReplicaId>,
+    /// Those that are silent, by the tick at which they may have to say something.
+    quiet: BTreeMap<u64, Vec<ReplicaId>>,
+    alive: Alive,
+    /// Nothing is durable here any more: others must not take this shard for alive.
+    poisoned: bool,
 }
 
 impl Shard {
@@ -67,6 +78,10 @@ impl Shard {
             now_ms: 0,
             next_tick: None,
             ticks: 0,
+            ticking: Vec::new(),
+            quiet: BTreeMap::new(),
+            alive: Alive::default(),
+            poisoned: false,
         }
     }
 
@@ -78,6 +93,9 @@ impl Shard {
             self.now_ms = clock::now_ms().max(self.now_ms);
             for (replica, _) in burst.durable.drain() {
                 self.touch(replica);
+            }
+            for (broker, beats) in std::mem::take(&mut burst.alive) {
+                self.alive.note(broker, &beats, self.ticks.max(1));
             }
             for work in burst.work.drain(..) {
                 self.perform(work);
@@ -126,23 +144,85 @@ impl Shard {
             return;
         }
         self.ticks = self.ticks.wrapping_add(1);
+        self.sends.shard_beat =
+            self.ticks % self.outside.timing.beat_ticks as u64 == 0 && !self.poisoned;
+        self.wake_quiet();
         let look = self.ticks % IN_SYNC_TICKS == 0;
-        let mut needed = false;
-        for (replica, writer) in &mut self.writers {
+        let mut ticking = std::mem::take(&mut self.ticking);
+        ticking.retain(|replica| {
+            let Some(writer) = self.writers.get_mut(replica) else {
+                return false;
+            };
             if !writer.needs_ticks() {
-                continue;
+                writer.ticking = false;
+                return false;
             }
-            needed = true;
-            let mut due = writer.tick(self.ticks);
-            if look {
+            let tick = writer.tick(self.ticks, &self.alive, &mut self.sends);
+            let mut due = tick == Tick::Due;
+            if look || matches!(tick, Tick::Quiet { .. }) {
                 due |= writer.look_who_is_in_sync(&self.outside.cluster, &mut self.sends);
             }
             if due && !std::mem::replace(&mut writer.touched, true) {
                 self.touched.push(*replica);
             }
-        }
+            if let Tick::Quiet { until } = tick {
+                writer.ticking = false;
+                self.quiet.entry(until).or_default().push(*replica);
+            }
+            writer.ticking
+        });
+        self.ticking = ticking;
+        let needed = !self.ticking.is_empty() || !self.quiet.is_empty();
         // Late ticks count once.
         self.next_tick = needed.then(|| now + TICK);
+    }
+
+    /// Those tick again that are silent and due, or whose members may be gone.
+    fn wake_quiet(&mut self) {
+        while let Some(due) = self.quiet.first_entry()
+            && *due.key() <= self.ticks
+        {
+            for replica in due.remove() {
+                self.keep_ticking(replica);
+            }
+        }
+        let silent_ticks = self.outside.timing.silent_ticks as u64;
+        let silent = self.alive.fell_silent(silent_ticks, self.ticks);
+        if silent.is_empty() {
+            return;
+        }
+        tracing::debug!(shard = self.outside.number, brokers = ?silent, "shards fell silent");
+        for (replica, writer) in &mut self.writers {
+            if !writer.ticking && writer.needs_ticks() && writer.has_member_on(&silent) {
+                writer.ticking = true;
+                self.ticking.push(*replica);
+            }
+        }
+    }
+
+    /// The replica ticks, if it has to.
+    fn keep_ticking(&mut self, replica: ReplicaId) {
+        if let Some(writer) = self.writers.get_mut(&replica)
+            && !writer.ticking
+            && writer.needs_ticks()
+        {
+            writer.ticking = true;
+            self.ticking.push(replica);
+            if self.next_tick.is_none() {
+                // Groups of several replicas live by ticks, a sole voter's from its first other member on.
+                self.next_tick = Some(Instant::now() + TICK);
+            }
+        }
+    }
+
+    fn keep_ticking_all(&mut self) {
+        let woken = |(replica, writer): (&ReplicaId, &Writer)| {
+            (!writer.ticking && !writer.is_quiet()).then_some(*replica)
+        };
+        let woken: Vec<ReplicaId> = self.writers.iter().filter_map(woken).collect();
+        for replica in woken {
+            self.keep_ticking(replica);
+        }
     }
 
     /// Everybody who was touched works off what came.
@@ -154,10 +234,7 @@ impl Shard {
             };
             writer.touched = false;
             writer.turn(self.now_ms, &self.outside, &mut self.sends, &mut self.wakes);
-            if self.next_tick.is_none() && writer.needs_ticks() {
-                // Groups of several replicas live by ticks, a sole voter's from its first other member on.
-                self.next_tick = Some(Instant::now() + TICK);
-            }
+            let wakes = !writer.ticking && !writer.is_quiet();
             for (node, cold) in self.sends.output.cold.drain(..) {
                 let inbox = Arc::clone(&self.inbox);
                 self.outside.runtime.spawn_blocking(move || {
@@ -167,6 +244,9 @@ impl Shard {
                     let _ = inbox.push(Work::ColdDone { replica, node });
                 });
             }
+            if wakes {
+                self.keep_ticking(replica);
+            }
         }
         self.touched = touched;
     }
@@ -175,6 +255,7 @@ impl Shard {
         let Sends {
             messages,
             leaderships,
+            shard_beat,
             ..
         } = &mut self.sends;
         for (broker, messages) in std::mem::take(messages) {
@@ -183,6 +264,9 @@ impl Shard {
             } = &self.outside;
             cluster.send(broker, *number, messages);
         }
+        if std::mem::take(shard_beat) {
+            self.outside.cluster.shard_beat(self.outside.number);
+        }
         self.outside.cluster.announce(std::mem::take(leaderships));
     }
 
@@ -190,8 +274,13 @@ impl Shard {
         let Some(writer) = self.writers.get_mut(&replica) else {
             return;
         };
-        if writer.step(from, beat, &self.outside, &mut self.sends) {
+        let alive = (&self.alive, self.ticks);
+        let due = writer.step(from, beat, alive, &self.outside, &mut self.sends);
+        let wakes = !writer.ticking && !writer.is_quiet();
+        if due {
             self.touch(replica);
+        } else if wakes {
+            self.keep_ticking(replica);
         }
     }
 
@@ -249,7 +338,8 @@ impl Shard {
                 let mut due = false;
                 if let Some(writer) = self.writers.get_mut(&replica) {
                     for envelope in envelopes {
-                        due |= writer.step(from, envelope, &self.outside, &mut self.sends);
+                        let alive = (&self.alive, self.ticks);
+                        due |= writer.step(from, envelope, alive, &self.outside, &mut self.sends);
                     }
                 }
                 if !due {
@@ -350,6 +440,7 @@ impl Shard {
                 self.writers
                     .values_mut()
                     .for_each(|w| w.unreachable(broker));
+                self.keep_ticking_all();
             }
             Work::Resign => {
                 for writer in self.writers.values_mut() {
@@ -377,6 +468,7 @@ impl Shard {
 
     /// Nothing will be durable here any more: no part in any group, until a restart.
     fn step_down(&mut self, error: &ApiError) {
+        self.poisoned = true;
         for writer in self.writers.values_mut() {
             writer.stop(&error.message, &self.outside, &mut self.sends);
         }

@@ -9,21 +9,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use timberline_consensus::{
-    Body, Change, Envelope, Group, NodeId, Output, PeerView, Proposal, Pulse, Refused,
-    SnapshotMark, View,
+    Body, Change, Envelope, Group, Member, NodeId, Output, PeerView, Proposal, Pulse, Refused,
+    SnapshotMark, Tick, View,
 };
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
-use timberline_storage::{Appended, Install, Log, SequenceCheck};
+use timberline_storage::{Appended, Install, Log, ReplicaId, SequenceCheck};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::alive::Alive;
 use super::run::{Outside, Sends};
 use super::{LogGroup, OnCommit};
 use crate::ack::{Acked, Outcome, Ticket, Wakes};
 use crate::cluster::Cluster;
 use crate::cluster::transfer::Pull;
 use crate::errors;
+use crate::metadata::backend::METADATA_REPLICA;
 use crate::metrics::Metrics;
 use crate::partition::{Lead, Partition};
 
@@ -39,6 +41,8 @@ pub(super) struct Writer {
     group: LogGroup,
     /// It is among those that take their turn in this burst.
     pub(super) touched: bool,
+    /// It is among those that tick.
+    pub(super) ticking: bool,
     /// The leader as everybody was told.
     lead: Lead,
     /// Replicas that wrote and the brokers they wrote from, the latest last.
@@ -89,6 +93,7 @@ impl Writer {
         Writer {
             group,
             touched: false,
+            ticking: false,
             lead: Lead::default(),
             senders: Vec::new(),
             partition,
@@ -374,16 +379,19 @@ impl Writer {
         &mut self,
         from: i32,
         envelope: Envelope,
+        alive: (&Alive, u64),
         outside: &Outside,
         sends: &mut Sends,
     ) -> bool {
         let node = envelope.from;
+        let (alive, number) = alive;
+        let silent_for = alive.silent_for(from, replica_of(node, self.is_metadata()), number);
         match self.group.membership().broker_of(node) {
             Some(broker) if broker != from => {
                 tracing::warn!(replica = %self.partition.replica, node, from, broker, "a message from the wrong broker is dropped");
                 return false;
             }
-            Some(_) => match self.group.pulse(&envelope) {
+            Some(_) => match self.group.pulse(&envelope, number, silent_for) {
                 Pulse::Beat(reply) => {
                     sends.messages.entry(from).or_default().push(reply);
                     return false;
@@ -479,13 +487,35 @@ impl Writer {
         }
     }
 
+    /// Whether it is to tick, or is silent and to tick later.
     pub(super) fn needs_ticks(&self) -> bool {
         self.group.needs_ticks()
     }
 
-    /// Returns whether a turn has something to do.
-    pub(super) fn tick(&mut self, number: u64) -> bool {
-        self.group.tick(number)
+    /// Whether it needs no tick for a while.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.group.is_quiet()
+    }
+
+    pub(super) fn tick(&mut self, number: u64, alive: &Alive, sends: &mut Sends) -> Tick {
+        let of_metadata = self.is_metadata();
+        let silent_for = |member: Member| {
+            alive.silent_for(member.broker, replica_of(member.node, of_metadata), number)
+        };
+        let tick = self.group.tick(number, silent_for, &mut sends.output);
+        self.post(sends);
+        tick
+    }
+
+    fn is_metadata(&self) -> bool {
+        self.partition.replica == METADATA_REPLICA
+    }
+
+    pub(super) fn has_member_on(&self, brokers: &[i32]) -> bool {
+        let members = self.group.membership().members();
+        members
+            .iter()
+            .any(|member| brokers.contains(&member.broker))
     }
 
     pub(super) fn cold_done(&mut self, node: NodeId) {
@@ -686,6 +716,14 @@ impl Writer {
             }
             Err(error) => tracing::warn!(replica = %self.partition.replica, %error, "retention"),
         }
+    }
+}
+
+/// The replica behind a member's number: all of the metadata group have the same.
+fn replica_of(node: NodeId, of_metadata: bool) -> ReplicaId {
+    match of_metadata {
+        true => METADATA_REPLICA,
+        false => ReplicaId(node),
     }
 }
 

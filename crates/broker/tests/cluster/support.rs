@@ -705,8 +705,8 @@ pub(crate) async fn hello(
         directory_id: vec![7; 16].into(),
         boot: 1,
         lane: pb::PeerLane::Prompt.into(),
-        version_min: 2,
-        version_max: 2,
+        version_min: 3,
+        version_max: 3,
         receiver_broker_id: 1,
         ..Default::default()
     };

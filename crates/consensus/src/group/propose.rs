@@ -18,6 +18,7 @@ impl<S: LogStore> Group<S> {
     /// [`Refused`]; nothing is in the log then.
     pub fn propose(&mut self, proposal: &Proposal, now_ms: i64) -> Result<Appended, Refused> {
         self.check_leads()?;
+        self.wake();
         let log = self.log();
         // A change of the log start has space of its own: it is what frees space.
         if !matches!(proposal, Proposal::LogStart(_)) {
@@ -87,6 +88,7 @@ impl<S: LogStore> Group<S> {
         now_ms: i64,
     ) -> Result<u64, Refused> {
         self.check_leads()?;
+        self.wake();
         if revision < self.revision {
             return Err(Refused::Membership(format!(
                 "revision {revision} is behind {}",
@@ -146,6 +148,7 @@ impl<S: LogStore> Group<S> {
     /// Hands over to a voter, which stands at once when it has everything. Ends by itself after `transfer_ticks`.
     pub fn transfer(&mut self, to: NodeId) {
         if self.is_leader() && self.membership.is_voter(to) && to != self.options.node {
+            self.wake();
             self.contained("handing over", |group| {
                 group.raw.transfer_leader(to);
                 Ok(())

@@ -6,6 +6,7 @@
 use raft::{ProgressState, StateRole};
 
 use super::Group;
+use super::quiesce::Quiet;
 use crate::log_store::LogStore;
 use crate::message::{Body, Envelope};
 
@@ -22,7 +23,8 @@ pub enum Pulse {
 
 impl<S: LogStore> Group<S> {
     /// Takes in a message that changes nothing but when its sender was heard last. Nothing waits for a turn after that.
-    pub fn pulse(&mut self, envelope: &Envelope) -> Pulse {
+    /// `number` is that of the last tick, `silent_for` the ticks that the sender's shard was not heard for.
+    pub fn pulse(&mut self, envelope: &Envelope, number: u64, silent_for: u64) -> Pulse {
         let for_me = envelope.group == self.options.tag
             && envelope.to == self.options.node
             && envelope.from != envelope.to;
@@ -30,14 +32,19 @@ impl<S: LogStore> Group<S> {
             return Pulse::Other;
         }
         match envelope.body {
-            Body::Beat { commit } => self.beat(envelope.from, commit),
-            Body::BeatReply { commit } => self.beat_reply(envelope.from, commit),
+            Body::Beat { commit, quiesce } => {
+                let until = quiesce.then(|| self.may_follow_quietly(number, silent_for));
+                self.beat(envelope.from, commit, until.flatten())
+            }
+            Body::BeatReply { commit, quiesced } => {
+                self.beat_reply(envelope.from, commit, quiesced)
+            }
             _ => Pulse::Other,
         }
     }
 
     /// A leader that is known, and that has nothing new.
-    fn beat(&mut self, from: u64, commit: u64) -> Pulse {
+    fn beat(&mut self, from: u64, commit: u64, quiet_until: Option<u64>) -> Pulse {
         let raft = &mut self.raw.raft;
         let known = raft.state == StateRole::Follower && raft.leader_id == from;
         if !known || commit > raft.raft_log.committed || raft.pending_request_snapshot != 0 {
@@ -51,6 +58,8 @@ impl<S: LogStore> Group<S> {
             return Pulse::Other;
         }
         self.raw.raft.election_elapsed = 0;
+        let quiet_until = quiet_until.filter(|_| commit == committed);
+        self.quiet = quiet_until.map_or(Quiet::No, |until| Quiet::Follows { until });
         Pulse::Beat(Envelope {
             group: self.options.tag,
             from: self.options.node,
@@ -58,12 +67,13 @@ impl<S: LogStore> Group<S> {
             term,
             body: Body::BeatReply {
                 commit: committed.min(durable.commit),
+                quiesced: quiet_until.is_some(),
             },
         })
     }
 
     /// A follower that lacks nothing.
-    fn beat_reply(&mut self, from: u64, commit: u64) -> Pulse {
+    fn beat_reply(&mut self, from: u64, commit: u64, quiesced: bool) -> Pulse {
         if !self.is_leader() {
             return Pulse::Other;
         }
@@ -82,6 +92,7 @@ impl<S: LogStore> Group<S> {
         progress.recent_active = true;
         progress.resume();
         self.heard.insert(from, self.ticks);
+        self.note_quiesced(from, quiesced);
         Pulse::Reply
     }
 }

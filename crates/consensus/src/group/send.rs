@@ -31,8 +31,12 @@ impl<S: LogStore> Group<S> {
             MessageType::MsgRequestPreVoteResponse => Body::PreVoteReply(vote_reply(&message)),
             MessageType::MsgHeartbeat => Body::Beat {
                 commit: message.commit,
+                quiesce: false,
             },
-            MessageType::MsgHeartbeatResponse => Body::BeatReply { commit: kept(self) },
+            MessageType::MsgHeartbeatResponse => Body::BeatReply {
+                commit: kept(self),
+                quiesced: false,
+            },
             MessageType::MsgTimeoutNow => Body::TimeoutNow,
             MessageType::MsgSnapshot => return self.offer(&message, out),
             // Forwarded proposals and reads, which nobody here makes.

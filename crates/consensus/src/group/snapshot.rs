@@ -54,6 +54,7 @@ impl<S: LogStore> Group<S> {
     /// Shipping a snapshot to a follower has ended. `ok`: it has it, as installed now or because the receiver calls it
     /// [`NotInstalled::Stale`]; the leader goes on behind it. Otherwise it failed, and is offered again after a beat.
     pub fn snapshot_sent(&mut self, node: NodeId, ok: bool) {
+        self.wake();
         self.contained("reporting a snapshot", |group| {
             let status = match ok {
                 true => SnapshotStatus::Finish,
@@ -100,6 +101,7 @@ impl<S: LogStore> Group<S> {
         message.set_msg_type(MessageType::MsgSnapshot);
         (message.from, message.to, message.term) = (from, node, term);
         message.set_snapshot(raft_storage::snapshot(&mark, &entry.result));
+        self.wake();
         self.contained("installing a snapshot", |group| {
             group.take_in(message, &mark, entry, staged)
         });

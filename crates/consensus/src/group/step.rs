@@ -1,5 +1,6 @@
 //! Messages coming in: checked here, so that nothing a peer sends can bring the library down.
 
+use raft::StateRole;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use timberline_storage::EntryKind;
 
@@ -58,12 +59,19 @@ impl<S: LogStore> Group<S> {
         if matches!(body, Body::AppendReply(_) | Body::BeatReply { .. }) && self.is_leader() {
             self.heard.insert(from, self.ticks);
         }
+        if self.is_leader() || from == self.raw.raft.leader_id {
+            self.wake();
+        }
+        if let Body::PreVoteReply(reply) = &body {
+            self.hear_of_commit(term, reply);
+        }
         let mut message = Message::default();
         message.from = from;
         message.to = to;
         message.term = term;
         self.fill(&mut message, body)?;
         self.mistake(&mut message);
+        let of = self.reign();
         self.contained("stepping", |group| {
             match group.raw.step(message) {
                 Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
@@ -72,6 +80,7 @@ impl<S: LogStore> Group<S> {
             group.guard_progress(from);
             Ok(())
         });
+        self.wake_unless_same(of);
         Ok(())
     }
 
@@ -156,7 +165,7 @@ impl<S: LogStore> Group<S> {
                 append_reply_of(message, &reply, sent)?;
                 message.commit = message.commit.min(last);
             }
-            Body::Beat { commit } => {
+            Body::Beat { commit, .. } => {
                 message.set_msg_type(MessageType::MsgHeartbeat);
                 // A leader names what this replica acknowledged. What is missing of that was lost here (INV-6).
                 if commit > last {
@@ -167,7 +176,7 @@ impl<S: LogStore> Group<S> {
                 }
                 message.commit = commit;
             }
-            Body::BeatReply { commit } => {
+            Body::BeatReply { commit, .. } => {
                 message.set_msg_type(MessageType::MsgHeartbeatResponse);
                 message.commit = commit.min(last);
             }
@@ -229,6 +238,25 @@ impl<S: LogStore> Group<S> {
             self.incoming.insert(key, frame);
         }
         Ok(())
+    }
+
+    /// A refusal tells what is committed, and that stays true whatever its term. The library drops one of a lower term, which a
+    /// replica that was removed may keep for ever: those who don't know that it was ask it again and again.
+    fn hear_of_commit(&mut self, term: u64, reply: &VoteReply) {
+        let raft = &self.raw.raft;
+        let stands = matches!(raft.state, StateRole::Candidate | StateRole::PreCandidate);
+        let index = reply.commit;
+        if reply.granted || term >= raft.term || !stands || index > raft.raft_log.last_index() {
+            return;
+        }
+        self.contained("hearing of a commit", |group| {
+            let raft = &mut group.raw.raft;
+            if raft.raft_log.maybe_commit(index, reply.commit_term) {
+                // What is committed may be a membership: it is applied before anybody is asked again.
+                raft.become_follower(raft.term, 0);
+            }
+            Ok(())
+        });
     }
 
     /// The library may set the next index at or below what is matched while it probes; later versions don't.

@@ -130,7 +130,7 @@ impl<S: LogStore> Group<S> {
     }
 
     /// Whether a member answered within the election timeout. The library's own mark is wiped each time it is counted.
-    fn was_heard(&self, node: NodeId) -> bool {
+    pub(super) fn was_heard(&self, node: NodeId) -> bool {
         let at = self.heard.get(&node);
         at.is_some_and(|at| self.ticks - at <= self.options.timing.election_ticks as u64)
     }
@@ -165,7 +165,9 @@ impl<S: LogStore> Group<S> {
     /// voter that answers, will still know after a restart that the membership is committed. A voter that does not know
     /// asks the members before; one that does tells it with its candidacy. False on others than leaders.
     pub fn is_membership_kept(&self) -> bool {
-        if !self.is_leader() || self.membership.is_joint() {
+        // Those who follow may have applied what this leader's own disk still holds up.
+        let applied = self.raw.raft.raft_log.store.configs.is_empty();
+        if !self.is_leader() || self.membership.is_joint() || !applied {
             return false;
         }
         if self.has_bug(Bug::LeaveEarly) {

@@ -19,7 +19,17 @@ fn envelope(from: u64, to: u64, term: u64, body: Body) -> Envelope {
 #[test]
 fn messages_for_others_are_dropped() {
     let mut world = World::of(&[1, 2, 3]);
-    let beat = |from, to| envelope(from, to, 2, Body::Beat { commit: 0 });
+    let beat = |from, to| {
+        envelope(
+            from,
+            to,
+            2,
+            Body::Beat {
+                commit: 0,
+                quiesce: false,
+            },
+        )
+    };
     for bad in [
         beat(2, 3),
         beat(1, 1),
@@ -48,7 +58,15 @@ fn a_replica_that_lost_what_it_acknowledged_stops_instead_of_voting() {
         disk.committed = 1;
     }
     world.open(2);
-    let beat = envelope(1, 2, 2, Body::Beat { commit: 3 });
+    let beat = envelope(
+        1,
+        2,
+        2,
+        Body::Beat {
+            commit: 3,
+            quiesce: false,
+        },
+    );
     assert_eq!(world.group(2).step(beat), Err(Dropped::Stopped));
     assert!(world.group(2).stopped().unwrap().contains("lost"));
 }
@@ -102,7 +120,10 @@ fn impossible_numbers_stop_nothing() {
         Body::Append(append(0, huge, 0)),
         Body::Append(append(1, 1, huge)),
         Body::Append(append(50, 2, huge)),
-        Body::BeatReply { commit: huge },
+        Body::BeatReply {
+            commit: huge,
+            quiesced: false,
+        },
         Body::TimeoutNow,
     ];
     for node in [1, 2] {

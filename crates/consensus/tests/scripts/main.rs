@@ -8,6 +8,7 @@ mod elections;
 mod hostile;
 mod logs;
 mod members;
+mod quiescence;
 mod real;
 mod snapshots;
 mod world;

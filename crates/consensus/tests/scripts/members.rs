@@ -1,8 +1,8 @@
 //! Changes of the membership, interrupted at every step.
 
-use timberline_consensus::{Change, Refused, Role};
+use timberline_consensus::{Body, Change, Envelope, Refused, Role, VoteReply};
 
-use super::world::{World, member};
+use super::world::{TAG, World, member};
 
 fn change(world: &mut World, leader: u64, changes: Vec<Change>) -> Result<u64, Refused> {
     let index = world.group(leader).propose_membership(5, changes, 0)?;
@@ -299,4 +299,66 @@ fn a_member_that_is_away_is_not_waited_for() {
     assert_eq!(voters(&world, 2), [1, 2, 4]);
     let leads = |node: u64| world.groups[&node].role() == Role::Leader;
     assert!(leads(2) || leads(4));
+}
+
+#[test]
+fn a_membership_that_the_leader_itself_has_not_applied_is_not_kept() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    world.pass(10);
+    assert!(world.group(1).is_membership_kept());
+    // Committed by the others, while the leader's own disk still holds it up.
+    world.slow.insert(1);
+    world.add_empty(4);
+    let index = change(&mut world, 1, vec![Change::AddLearner(member(4))]).unwrap();
+    world.pass(20);
+    assert!(world.group(1).commit_index() >= index);
+    assert_eq!(world.group(1).membership().broker_of(4), None);
+    assert!(
+        !world.group(1).is_membership_kept(),
+        "4 would be taken for one that left"
+    );
+    world.slow.clear();
+    world.turn(1);
+    world.pass(20);
+    assert!(world.group(1).is_membership_kept());
+    assert!(world.group(1).membership().broker_of(4).is_some());
+}
+
+#[test]
+fn a_refusal_of_a_lower_term_still_tells_what_is_committed() {
+    let mut world = World::of(&[1, 2, 3]);
+    world.elect(1);
+    let index = world.propose(1, "a").unwrap();
+    world.settle();
+    assert_eq!(world.group(1).commit_index(), index);
+    assert!(
+        world.group(2).commit_index() < index,
+        "it has the record, and not the news"
+    );
+    // One that was removed stays at the term in which it was: it may be the only one that knows.
+    world.group(2).campaign();
+    world.turn(2);
+    let (term, commit) = (world.group(2).term(), index);
+    let refusal = |commit_term| Envelope {
+        group: TAG,
+        from: 1,
+        to: 2,
+        term: term - 1,
+        body: Body::PreVoteReply(VoteReply {
+            granted: false,
+            commit,
+            commit_term,
+        }),
+    };
+    world.group(2).step(refusal(term + 1)).unwrap();
+    world.turn(2);
+    assert!(
+        world.group(2).commit_index() < index,
+        "of another entry than it has"
+    );
+    world.group(2).step(refusal(term)).unwrap();
+    world.turn(2);
+    assert_eq!(world.group(2).commit_index(), index);
+    assert_eq!(world.group(2).role(), Role::Follower);
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use timberline_consensus::{
     ConfigEntry, Envelope, Frame, Frames, Group, GroupOptions, LogStore, Member, NodeId,
-    NotInstalled, Output, Proposal, Refused, Role, SnapshotMark, SnapshotOffer, Staged, Timing,
+    NotInstalled, Output, Proposal, Pulse, Refused, Role, SnapshotMark, SnapshotOffer, Staged,
+    Tick, Timing,
 };
 use timberline_storage::{Appended, Durability, EntryKind, Error, FrameHeader, HardState};
 
@@ -319,7 +320,15 @@ pub(crate) struct World {
     pub(crate) closes: bool,
     /// What was delivered, one line each, for scripts that read it.
     pub(crate) seen: Vec<String>,
+    /// Shards beat, so that groups may fall silent.
+    pub(crate) shards_beat: bool,
+    /// By receiver and sender, the tick at which its shard was heard.
+    heard: BTreeMap<(NodeId, NodeId), u64>,
     ticks: u64,
+}
+
+fn silence(heard: &BTreeMap<(NodeId, NodeId), u64>, at: NodeId, of: NodeId, now: u64) -> u64 {
+    heard.get(&(at, of)).map_or(u64::MAX, |then| now - then)
 }
 
 pub(crate) fn member(node: NodeId) -> Member {
@@ -350,6 +359,8 @@ impl World {
             offers: Vec::new(),
             closes: true,
             seen: Vec::new(),
+            shards_beat: false,
+            heard: BTreeMap::new(),
             ticks: 0,
         };
         let founding = ConfigEntry::founding(nodes.iter().copied().map(member).collect());
@@ -464,6 +475,18 @@ impl World {
         }
         self.seen.push(line(&envelope));
         if let Some(group) = self.groups.get_mut(&to) {
+            if self.shards_beat {
+                let silent = silence(&self.heard, to, from, self.ticks);
+                match group.pulse(&envelope, self.ticks, silent) {
+                    Pulse::Beat(reply) => self.wire.push_back(reply),
+                    Pulse::Reply => {}
+                    Pulse::Other => {
+                        group.step(envelope).unwrap();
+                        self.turn(to);
+                    }
+                }
+                return true;
+            }
             group.step(envelope).unwrap();
             self.turn(to);
         }
@@ -484,17 +507,35 @@ impl World {
     pub(crate) fn tick(&mut self, node: NodeId) {
         self.ticks += 1;
         let number = self.ticks;
-        self.group(node).tick(number);
+        let mut out = Output::default();
+        let heard = self.heard.clone();
+        self.group(node).tick(
+            number,
+            |of| silence(&heard, node, of.node, number),
+            &mut out,
+        );
+        self.wire.extend(out.messages);
     }
 
     /// Time passes for everybody, tick by tick.
     pub(crate) fn pass(&mut self, ticks: usize) {
         for _ in 0..ticks {
             self.ticks += 1;
-            let nodes: Vec<_> = self.groups.keys().copied().collect();
+            let nodes: Vec<_> = self.logs.keys().copied().collect();
+            if self.shards_beat {
+                let up = |node: &&NodeId| !self.cut_off.contains(node);
+                for from in nodes.iter().filter(up) {
+                    let heard = nodes.iter().filter(up).map(|to| ((*to, *from), self.ticks));
+                    self.heard.extend(heard);
+                }
+            }
             for node in nodes {
                 if let Some(group) = self.groups.get_mut(&node) {
-                    if group.tick(self.ticks) {
+                    let mut out = Output::default();
+                    let silent_for = |of: Member| silence(&self.heard, node, of.node, self.ticks);
+                    let tick = group.tick(self.ticks, silent_for, &mut out);
+                    self.wire.extend(out.messages);
+                    if tick == Tick::Due {
                         self.turn(node);
                     }
                 }

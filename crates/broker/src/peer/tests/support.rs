@@ -28,6 +28,7 @@ pub(super) enum Event {
     Unreachable(i32),
     Message(i32, Box<Envelope>),
     Leaderships(i32, Vec<pb::Leadership>),
+    ShardBeats(i32, ShardBeats),
 }
 
 impl Event {
@@ -54,7 +55,7 @@ pub(super) fn commits(events: &[Event], group: u64) -> Vec<u64> {
         .filter(|m| m.group == group);
     of_group
         .map(|message| match &message.body {
-            Body::Beat { commit } => *commit,
+            Body::Beat { commit, .. } => *commit,
             Body::Append(append) => append.commit,
             other => panic!("not sent: {other:?}"),
         })
@@ -68,7 +69,10 @@ pub(super) fn beat(commit: u64) -> Envelope {
         from: 1,
         to: 2,
         term: 1,
-        body: Body::Beat { commit },
+        body: Body::Beat {
+            commit,
+            quiesce: false,
+        },
     }
 }
 
@@ -176,6 +180,10 @@ impl PeerHandler for Recorder {
         let mut events = self.events.lock();
         events.extend(batch.into_iter().map(|m| Event::Message(from, Box::new(m))));
         self.changed.notify_all();
+    }
+
+    fn shard_beats(&self, from: i32, beats: ShardBeats) {
+        self.record(Event::ShardBeats(from, beats));
     }
 
     fn leaderships(&self, from: i32, leaderships: Vec<pb::Leadership>) {
