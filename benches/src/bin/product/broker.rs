@@ -71,37 +71,12 @@ impl Broker {
 
     /// CPU used so far, seconds.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+        process::cpu_seconds(self.child.id())
     }
 
     /// Resident memory, by what backs it.
     pub(crate) fn memory(&self) -> anyhow::Result<String> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let mib = |name: &str| {
-            let line = status
-                .lines()
-                .find(|l| l.starts_with(name))
-                .unwrap_or_default();
-            let kib: f64 = line
-                .split_whitespace()
-                .nth(1)
-                .and_then(|v| v.parse().ok())
-                .unwrap_or(0.0);
-            kib / 1024.0
-        };
-        Ok(format!(
-            "RssAnon {:.1} MiB, RssFile {:.1} MiB",
-            mib("RssAnon"),
-            mib("RssFile")
-        ))
+        process::memory(self.child.id())
     }
 
     /// `kill -9`.

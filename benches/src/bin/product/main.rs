@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod cluster;
 mod process;
 
 use std::time::{Duration, Instant};
@@ -55,6 +56,36 @@ enum What {
         #[arg(long, default_value_t = 10)]
         gib: u64,
     },
+    /// Three brokers with three replicas of each partition, and nobody uses them: CPU and memory.
+    ClusterIdle {
+        /// How many.
+        #[arg(long, default_value_t = 1_000)]
+        partitions: u64,
+        /// Seconds to watch.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
+    /// Three replicas: the same load over few partitions and over many.
+    ClusterSpread {
+        /// Few.
+        #[arg(long, default_value_t = 30)]
+        few: u64,
+        /// Many.
+        #[arg(long, default_value_t = 1_000)]
+        many: u64,
+        /// Records of 1 KiB in a run.
+        #[arg(long, default_value_t = 1_500_000)]
+        records: u64,
+    },
+    /// Three replicas: where the CPU goes, by thread.
+    ClusterCpu {
+        /// Partitions.
+        #[arg(long, default_value_t = 30)]
+        partitions: u64,
+        /// Records of 1 KiB.
+        #[arg(long, default_value_t = 1_500_000)]
+        records: u64,
+    },
     /// Partitions created on one broker: time, disk, memory.
     Partitions {
         /// How many.
@@ -72,6 +103,17 @@ fn main() -> anyhow::Result<()> {
         What::Idle { seconds } => idle(seconds),
         What::Restart { gib } => restart(gib, args.rounds),
         What::Partitions { count } => partitions(count),
+        What::ClusterIdle {
+            partitions,
+            seconds,
+        } => cluster::idle(partitions, seconds),
+        What::ClusterSpread { few, many, records } => {
+            cluster::spread(few, many, records, args.rounds)
+        }
+        What::ClusterCpu {
+            partitions,
+            records,
+        } => cluster::cpu(partitions, records),
     }
 }
 
