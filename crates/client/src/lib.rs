@@ -49,7 +49,10 @@ pub use operations::{
     PartitionAtRisk, Reassignment, ReplicaMove,
 };
 pub use options::{ClientOptions, Codec, ConsumerOptions, Isolation, OffsetReset, ProducerOptions};
-pub use producer::{Delivery, Producer, ProducerRecord, RecordMetadata, TrySendError};
+pub use producer::{
+    BatchInfo, Delivery, Observer, Partitioner, Partitioning, Producer, ProducerObserver,
+    ProducerRecord, RecordMetadata, TrySendError,
+};
 pub use timberline_proto::error::{ApiError, Reason};
 pub use types::{
     BrokerInfo, BrokerStatus, ClusterInfo, ClusterStatus, ConfigChange, ConfigEntry, ConfigSource,

@@ -5,6 +5,7 @@ use std::time::Duration;
 pub use timberline_record::Codec;
 
 use crate::error::{Error, Result};
+use crate::producer::{Observer, Partitioning};
 
 /// Defines a builder method per option.
 macro_rules! builders {
@@ -150,8 +151,12 @@ pub struct ProducerOptions {
     pub codec: Codec,
     /// Every record is written at most once, in order, also over retries and restarts of the broker. Default true.
     pub idempotent: bool,
-    /// From `send` to the acknowledgement, all retries included. Default 120 s.
+    /// From `send` to the acknowledgement, all retries included; a record can have its own. Default 120 s.
     pub delivery_timeout: Duration,
+    /// How records that name no partition get one. Default: as Kafka's clients choose it.
+    pub partitioner: Partitioning,
+    /// Who is told of batches. Default: nobody.
+    pub observer: Observer,
     /// First pause before a refused batch is sent again; it grows from there. Default 20 ms.
     pub retry_backoff: Duration,
     /// Longest such pause. Default 1 s.
@@ -168,6 +173,8 @@ impl Default for ProducerOptions {
             codec: Codec::None,
             idempotent: true,
             delivery_timeout: Duration::from_secs(120),
+            partitioner: Partitioning::default(),
+            observer: Observer::default(),
             retry_backoff: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(1),
         }
@@ -183,6 +190,8 @@ impl ProducerOptions {
         codec: Codec,
         idempotent: bool,
         delivery_timeout: Duration,
+        partitioner: Partitioning,
+        observer: Observer,
         retry_backoff: Duration,
         retry_backoff_max: Duration,
     }

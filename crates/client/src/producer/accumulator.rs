@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -68,6 +68,7 @@ struct OpenBatch {
     completion: Arc<Completion>,
     reserved: usize,
     begun: Instant,
+    timeout: Duration,
 }
 
 /// A record ready to be encoded.
@@ -78,6 +79,8 @@ pub(crate) struct Encodable<'a> {
     pub(crate) headers: &'a [Header],
     /// Bytes of the buffer that it holds.
     pub(crate) reserved: usize,
+    /// How long until it must be acknowledged: a batch holds records of one timeout.
+    pub(crate) timeout: Duration,
 }
 
 /// What became of it.
@@ -94,8 +97,8 @@ pub(crate) enum Appended {
 /// What the driver finds in a partition.
 pub(crate) struct Found {
     pub(crate) full: VecDeque<ClosedBatch>,
-    /// When the open batch was begun, if there is one.
-    pub(crate) open_since: Option<Instant>,
+    /// When the open batch was begun, if there is one, and the timeout of its records.
+    pub(crate) open: Option<(Instant, Duration)>,
 }
 
 impl Topic {
@@ -156,6 +159,7 @@ impl Partition {
             value,
             headers,
             reserved,
+            timeout,
         } = *record;
         let batch_bytes = batch_bytes.min(self.bytes_max.load(Ordering::Relaxed));
         let mut accumulator = self.accumulator.lock();
@@ -164,14 +168,14 @@ impl Partition {
         }
         let mut announce = false;
         if let Some(open) = &accumulator.open {
-            if open
+            let len = open
                 .builder
-                .encoded_len_with(timestamp_ms, key, value, headers)
-                > batch_bytes
-            {
+                .encoded_len_with(timestamp_ms, key, value, headers);
+            let is_full = len > batch_bytes;
+            if is_full || open.timeout != timeout {
                 accumulator.close(self);
                 announce = accumulator.announce();
-                if may_move {
+                if is_full && may_move {
                     return Ok(Appended::Full(announce));
                 }
             }
@@ -184,6 +188,7 @@ impl Partition {
             completion: Completion::new(self.partition),
             reserved: 0,
             begun: Instant::now(),
+            timeout,
         });
         let index = open.builder.record_count() as u32;
         if let Err(error) = open.builder.append(timestamp_ms, key, value, headers) {
@@ -208,7 +213,10 @@ impl Partition {
         accumulator.announced = false;
         Found {
             full: std::mem::take(&mut accumulator.full),
-            open_since: accumulator.open.as_ref().map(|open| open.begun),
+            open: accumulator
+                .open
+                .as_ref()
+                .map(|open| (open.begun, open.timeout)),
         }
     }
 
@@ -243,6 +251,7 @@ impl Accumulator {
                 open.builder,
                 open.reserved,
                 open.begun,
+                open.timeout,
             ));
         }
     }
@@ -285,6 +294,7 @@ mod tests {
             value: Some(value),
             headers: &[],
             reserved: value.len(),
+            timeout: Duration::from_secs(1),
         };
         let options = ProducerOptions::default();
         partition
@@ -301,14 +311,14 @@ mod tests {
             Appended::Taken(_, true)
         ));
         // The driver looks: the batch is open, it will come again when the linger is over.
-        assert!(partition.collect().open_since.is_some());
+        assert!(partition.collect().open.is_some());
         let too_large = vec![0; MAX_BATCH_BYTES + 1];
         assert!(matches!(
             append(&partition, &too_large),
             Appended::Refused(Error::InvalidRecord { .. }, true)
         ));
         let found = partition.collect();
-        assert_eq!((found.full.len(), found.open_since), (1, None));
+        assert_eq!((found.full.len(), found.open), (1, None));
         // Nothing was closed this time: there is nothing to tell.
         assert!(matches!(
             append(&partition, &too_large),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use timberline_record::{Batch, BatchBuilder, ProducerStamp, Record};
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::producer::accumulator::{Partition, limits, new_builder};
 use crate::producer::core::{Payload, sequence_after};
 use crate::producer::delivery::{BatchAck, Completion, Part};
+use crate::producer::observer::BatchInfo;
 
 /// A closed batch; its bytes are made when it is first sent.
 #[derive(Debug)]
@@ -23,6 +24,27 @@ pub(crate) struct ClosedBatch {
     /// Bytes of the producer's buffer that its records hold.
     reserved: usize,
     begun: Instant,
+    /// From then to its deadline.
+    timeout: Duration,
+}
+
+/// What goes over the wire, and what observers are told of it.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(crate) partition: Arc<Partition>,
+    pub(crate) records: u32,
+    pub(crate) bytes: Bytes,
+}
+
+impl Wire {
+    pub(crate) fn info(&self) -> BatchInfo<'_> {
+        BatchInfo {
+            topic: &self.partition.topic_name,
+            partition: self.partition.partition,
+            records: self.records,
+            bytes: self.bytes.len(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -40,6 +62,7 @@ impl ClosedBatch {
         builder: BatchBuilder,
         reserved: usize,
         begun: Instant,
+        timeout: Duration,
     ) -> ClosedBatch {
         ClosedBatch {
             partition,
@@ -48,11 +71,25 @@ impl ClosedBatch {
             content: Content::Open(builder),
             reserved,
             begun,
+            timeout,
         }
     }
 
     pub(crate) fn begun(&self) -> Instant {
         self.begun
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub(crate) fn info(&self) -> BatchInfo<'_> {
+        BatchInfo {
+            topic: &self.partition.topic_name,
+            partition: self.partition.partition,
+            records: self.part.records,
+            bytes: self.bytes(),
+        }
     }
 
     pub(crate) fn completion(&self) -> &Arc<Completion> {
@@ -81,7 +118,7 @@ impl Drop for ClosedBatch {
 }
 
 impl Payload for ClosedBatch {
-    type Wire = (Arc<Partition>, Bytes);
+    type Wire = Wire;
 
     fn records(&self) -> u32 {
         self.part.records
@@ -116,7 +153,11 @@ impl Payload for ClosedBatch {
             Content::Built(batch) => batch.bytes().clone(),
             Content::Open(_) | Content::Spent => Bytes::new(),
         };
-        (self.partition.clone(), bytes)
+        Wire {
+            partition: self.partition.clone(),
+            records: self.part.records,
+            bytes,
+        }
     }
 
     fn split(&mut self) -> Option<ClosedBatch> {
@@ -142,6 +183,7 @@ impl Payload for ClosedBatch {
             part: second,
             reserved,
             begun: self.begun,
+            timeout: self.timeout,
         })
     }
 }

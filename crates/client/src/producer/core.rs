@@ -100,13 +100,14 @@ pub(crate) enum Action<B: Payload> {
 pub(crate) struct Rules {
     pub(crate) max_in_flight: usize,
     pub(crate) idempotent: bool,
-    pub(crate) delivery_timeout: Duration,
     pub(crate) backoff: Backoff,
 }
 
 struct Queued<B> {
     batch: B,
     deadline: Instant,
+    /// From the batch's beginning to its deadline.
+    timeout: Duration,
 }
 
 enum Place {
@@ -248,7 +249,7 @@ impl<B: Payload> Core<B> {
     pub(crate) fn wake_at(&self, slot: SlotId, now: Instant) -> Option<Instant> {
         let slot = &self.slots[slot as usize];
         let window = slot.window.iter().map(|flying| flying.queued.deadline);
-        let pending = slot.pending.iter().take(1).map(|queued| queued.deadline);
+        let pending = slot.pending.iter().map(|queued| queued.deadline);
         let deadline = window.chain(pending).min()?;
         let retry = slot.retry_at.filter(|&at| at > now);
         Some(retry.map_or(deadline, |retry| retry.min(deadline)))
@@ -256,13 +257,15 @@ impl<B: Payload> Core<B> {
 
     // Events. After each, `service` is due for the slots concerned.
 
-    /// A batch is closed. It was begun at `begun`, from when its deadline counts.
-    pub(crate) fn enqueue(&mut self, slot: SlotId, batch: B, begun: Instant) {
+    /// A batch is closed. It was begun at `begun`, and must be acknowledged within `timeout` from then on.
+    pub(crate) fn enqueue(&mut self, slot: SlotId, batch: B, begun: Instant, timeout: Duration) {
         self.batches += 1;
-        let deadline = begun + self.rules.delivery_timeout;
-        self.slots[slot as usize]
-            .pending
-            .push_back(Queued { batch, deadline });
+        let queued = Queued {
+            batch,
+            deadline: begun + timeout,
+            timeout,
+        };
+        self.slots[slot as usize].pending.push_back(queued);
     }
 
     /// The slot's leader is reached by this route, or is unknown.
@@ -438,15 +441,12 @@ impl<B: Payload> Core<B> {
 
     /// Rules 4 and 5.
     fn expire(&mut self, id: SlotId, now: Instant, out: &mut Vec<Action<B>>) {
-        let after = self.rules.delivery_timeout;
         let slot = &mut self.slots[id as usize];
         let mut expired = Vec::new();
-        while slot
-            .window
-            .front()
-            .is_some_and(|flying| flying.queued.deadline <= now)
-        {
-            let Some(flying) = slot.window.pop_front() else {
+        // Each has a timeout of its own: those behind may be due before those in front.
+        let late = |flying: &InFlight<B>| flying.queued.deadline <= now;
+        while let Some(at) = slot.window.iter().position(late) {
+            let Some(flying) = slot.window.remove(at) else {
                 break;
             };
             if let Place::Awaiting(route) = flying.place {
@@ -454,18 +454,14 @@ impl<B: Payload> Core<B> {
             }
             let refused = matches!(flying.place, Place::Resend(Some(_)));
             slot.broken = self.rules.idempotent;
-            expired.push((flying.queued.batch, flying.doubtful || !refused));
+            expired.push((flying.queued, flying.doubtful || !refused));
         }
-        // Those behind are younger, or as old: they came through the same queue.
-        while slot
-            .pending
-            .front()
-            .is_some_and(|queued| queued.deadline <= now)
-        {
-            let Some(queued) = slot.pending.pop_front() else {
+        let late = |queued: &Queued<B>| queued.deadline <= now;
+        while let Some(at) = slot.pending.iter().position(late) {
+            let Some(queued) = slot.pending.remove(at) else {
                 break;
             };
-            expired.push((queued.batch, false));
+            expired.push((queued, false));
         }
         let mut last = slot.last_error.clone();
         if last.is_empty() && !expired.is_empty() {
@@ -478,13 +474,13 @@ impl<B: Payload> Core<B> {
             }
             .to_owned();
         }
-        for (batch, outcome_unknown) in expired {
+        for (queued, outcome_unknown) in expired {
             let error = Error::DeliveryTimeout {
                 outcome_unknown,
-                after,
+                after: queued.timeout,
                 last: last.clone(),
             };
-            self.complete(batch, Err(error), out);
+            self.complete(queued.batch, Err(error), out);
         }
     }
 
@@ -658,6 +654,7 @@ impl<B: Payload> Slot<B> {
             queued: Queued {
                 batch: second,
                 deadline: flying.queued.deadline,
+                timeout: flying.queued.timeout,
             },
             correlation_id: flying.correlation_id,
             place: Place::Resend(Some(error.clone())),

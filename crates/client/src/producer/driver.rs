@@ -17,7 +17,7 @@ use crate::client::{Client, LeaderHint, leader_hint};
 use crate::error::{Error, Result};
 use crate::metadata::TopicView;
 use crate::producer::accumulator::Partition;
-use crate::producer::batch::ClosedBatch;
+use crate::producer::batch::{ClosedBatch, Wire};
 use crate::producer::core::{Action, Core, Epoch, Payload, RouteId, Rules, SlotId};
 use crate::producer::delivery::{BatchAck, Completion};
 use crate::producer::shared::Shared;
@@ -116,7 +116,6 @@ impl Driver {
         let rules = Rules {
             max_in_flight: shared.options.max_in_flight_per_partition,
             idempotent: shared.options.idempotent,
-            delivery_timeout: shared.options.delivery_timeout,
             backoff,
         };
         Driver {
@@ -214,20 +213,19 @@ impl Driver {
         let now = Instant::now();
         let found = partition.collect();
         for batch in found.full {
-            let begun = batch.begun();
-            self.core.enqueue(slot, batch, begun);
+            self.enqueue(slot, batch);
         }
         let options = &self.shared.options;
         let mut wake = None;
-        if let Some(since) = found.open_since {
-            let due = since + options.linger;
+        if let Some((since, timeout)) = found.open {
             // Past its deadline the rules fail it, even if it could not be sent.
-            let late = since + options.delivery_timeout;
+            let late = since + timeout;
+            // Whoever wants it soon does not wait for company.
+            let due = since + options.linger.min(timeout / 2);
             let wanted = due <= now && self.core.wants(slot);
             if force || wanted || late <= now {
                 for batch in partition.take() {
-                    let begun = batch.begun();
-                    self.core.enqueue(slot, batch, begun);
+                    self.enqueue(slot, batch);
                 }
             } else {
                 // Once due, it waits for an answer to make room.
@@ -238,6 +236,11 @@ impl Driver {
         self.act();
         let rules = self.core.wake_at(slot, now);
         self.set_timer(slot, wake.into_iter().chain(rules).min());
+    }
+
+    fn enqueue(&mut self, slot: SlotId, batch: ClosedBatch) {
+        let (begun, timeout) = (batch.begun(), batch.timeout());
+        self.core.enqueue(slot, batch, begun, timeout);
     }
 
     fn serve_all(&mut self, force: bool) {
@@ -289,13 +292,13 @@ impl Driver {
                 Action::Send {
                     route,
                     correlation_id,
-                    wire: (partition, batch),
-                    ..
-                } => self.transmit(route, correlation_id, &partition, batch),
+                    wire,
+                } => self.transmit(route, correlation_id, wire),
                 Action::Complete { batch, outcome } => {
                     if let Err(error) = &outcome {
                         tracing::debug!(%error, records = batch.records(), "batch failed");
                     }
+                    self.observe(&batch, &outcome);
                     self.shared.release(batch.reserved());
                     batch.complete(outcome);
                 }
@@ -311,23 +314,29 @@ impl Driver {
         self.actions = actions;
     }
 
-    fn transmit(
-        &mut self,
-        route: RouteId,
-        correlation_id: u64,
-        partition: &Partition,
-        batch: bytes::Bytes,
-    ) {
+    fn observe(&self, batch: &ClosedBatch, outcome: &Result<BatchAck>) {
+        if let Some(observer) = &self.shared.options.observer.0 {
+            match outcome {
+                Ok(_) => observer.batch_acknowledged(&batch.info(), batch.begun().elapsed()),
+                Err(error) => observer.batch_failed(&batch.info(), error),
+            }
+        }
+    }
+
+    fn transmit(&mut self, route: RouteId, correlation_id: u64, wire: Wire) {
         let route = &mut self.routes[route as usize];
         let RouteState::Ready(_, requests) = &route.state else {
             return;
         };
+        if let Some(observer) = &self.shared.options.observer.0 {
+            observer.batch_sent(&wire.info());
+        }
         let request = v1::ProduceRequest {
             kind: Some(Up::Batch(v1::ProduceBatch {
                 correlation_id,
-                topic_id: partition.topic_id.clone(),
-                partition: partition.partition,
-                batch,
+                topic_id: wire.partition.topic_id.clone(),
+                partition: wire.partition.partition,
+                batch: wire.bytes,
             })),
         };
         // If the stream is gone, its end is on the way and the rules send the batch again.
@@ -514,8 +523,7 @@ impl Driver {
             }
             self.shared.forget(topic, &partition.topic_id);
             for batch in partition.take() {
-                let begun = batch.begun();
-                self.core.enqueue(slot as SlotId, batch, begun);
+                self.enqueue(slot as SlotId, batch);
             }
             self.core
                 .fail_pending(slot as SlotId, error, &mut self.actions);

@@ -12,6 +12,7 @@ mod batch;
 mod core;
 mod delivery;
 mod driver;
+mod observer;
 mod partitioner;
 mod record;
 mod shared;
@@ -23,6 +24,8 @@ mod simulation;
 use std::sync::Arc;
 
 pub use delivery::{Delivery, RecordMetadata};
+pub use observer::{BatchInfo, Observer, ProducerObserver};
+pub use partitioner::{Partitioner, Partitioning};
 pub use record::ProducerRecord;
 
 use crate::client::Client;

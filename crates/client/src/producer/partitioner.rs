@@ -1,5 +1,54 @@
 //! Which partition a record goes to.
 
+use std::fmt;
+use std::sync::Arc;
+
+use super::record::ProducerRecord;
+
+/// Chooses partitions for records that name none.
+///
+/// Called in `send`, on the caller's task, for each such record: it must be quick and must not block.
+pub trait Partitioner: Send + Sync {
+    /// The partition, from 0, of `partitions`, which are at least one and only ever become more. `None`: the record goes
+    /// along with others that have no preference, in the partition whose batch is being filled.
+    ///
+    /// A number that there is not fails the record with `UNKNOWN_PARTITION`.
+    fn partition(&self, record: &ProducerRecord, partitions: usize) -> Option<usize>;
+}
+
+/// How a producer chooses partitions: as Kafka's clients do, or by an own [`Partitioner`].
+#[derive(Clone, Default)]
+pub struct Partitioning(Option<Arc<dyn Partitioner>>);
+
+impl Partitioning {
+    /// Records with a key by its murmur2 hash, so that they meet those of Kafka's Java clients in the same partition; those
+    /// without one fill a batch of one partition and then go on to the partition with the least waiting (KIP-480).
+    pub fn by_key() -> Partitioning {
+        Partitioning::default()
+    }
+
+    /// By an own choice.
+    pub fn custom(partitioner: impl Partitioner + 'static) -> Partitioning {
+        Partitioning(Some(Arc::new(partitioner)))
+    }
+
+    pub(crate) fn choose(&self, record: &ProducerRecord, partitions: usize) -> Option<usize> {
+        match &self.0 {
+            Some(own) => own.partition(record, partitions),
+            None => record.key.as_ref().map(|key| for_key(key, partitions)),
+        }
+    }
+}
+
+impl fmt::Debug for Partitioning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Some(_) => "custom",
+            None => "by key",
+        })
+    }
+}
+
 /// Kafka's `Utils.murmur2`: MurmurHash2 by Austin Appleby, 32 bits, seed 0x9747b28c.
 pub(crate) fn murmur2(data: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;

@@ -1,6 +1,7 @@
 //! A record on its way in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -19,6 +20,11 @@ pub struct ProducerRecord {
     pub headers: Vec<(String, Option<Bytes>)>,
     /// Milliseconds since the Unix epoch; `None`: now.
     pub timestamp_ms: Option<i64>,
+    /// From `send` to the acknowledgement, all retries included; `None`: the producer's
+    /// [`delivery_timeout`](crate::ProducerOptions#structfield.delivery_timeout). Passed before the record was sent, it fails
+    /// cleanly; passed later, its outcome is unknown and the producer goes on under a new epoch. Records of different
+    /// timeouts do not share a batch.
+    pub delivery_timeout: Option<Duration>,
 }
 
 impl ProducerRecord {
@@ -31,6 +37,7 @@ impl ProducerRecord {
             value: None,
             headers: Vec::new(),
             timestamp_ms: None,
+            delivery_timeout: None,
         }
     }
 
@@ -73,6 +80,13 @@ impl ProducerRecord {
     #[must_use]
     pub fn with_header(mut self, key: impl Into<String>, value: Option<Bytes>) -> Self {
         self.headers.push((key.into(), value));
+        self
+    }
+
+    /// Sets how long the record may take to be acknowledged.
+    #[must_use]
+    pub fn with_delivery_timeout(mut self, timeout: Duration) -> Self {
+        self.delivery_timeout = Some(timeout);
         self
     }
 

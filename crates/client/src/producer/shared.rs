@@ -19,7 +19,6 @@ use crate::producer::accumulator::{Appended, Encodable, MAX_BATCH_BYTES, Partiti
 use crate::producer::core::SlotId;
 use crate::producer::delivery::{Completion, Delivery};
 use crate::producer::driver::Command;
-use crate::producer::partitioner;
 use crate::producer::record::ProducerRecord;
 
 /// What a record takes beside its bytes: lengths, deltas, and its part of the bookkeeping.
@@ -224,13 +223,18 @@ impl Shared {
             value: record.value.as_deref(),
             headers: &headers,
             reserved: size,
+            timeout: record
+                .delivery_timeout
+                .unwrap_or(self.options.delivery_timeout),
         };
         let partitions = topic.partitions.read();
         let count = partitions.len();
         let (mut chosen, sticky) = match (record.partition, &record.key) {
             (Some(partition), _) => (partition as usize, false),
-            (None, Some(key)) => (partitioner::for_key(key, count), false),
-            (None, None) => (topic.sticky(&partitions), true),
+            (None, _) => match self.options.partitioner.choose(record, count) {
+                Some(partition) => (partition, false),
+                None => (topic.sticky(&partitions), true),
+            },
         };
         let batch_bytes = self.batch_bytes.load(Ordering::Relaxed);
         let mut may_move = sticky && count > 1;

@@ -188,7 +188,6 @@ impl World {
         let rules = Rules {
             max_in_flight: 5,
             idempotent: true,
-            delivery_timeout: DELIVERY_TIMEOUT,
             backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(80)),
         };
         let mut core = Core::new(rules);
@@ -236,7 +235,7 @@ impl World {
 
     fn step(&mut self) {
         match self.random.random_range(0..13) {
-            0..=2 => self.produce(),
+            0..=2 => self.produce_in_time(),
             3..=5 => self.broker_works(),
             6..=8 => self.answer_arrives(),
             9 => self.zombie_arrives(),
@@ -252,7 +251,16 @@ impl World {
         }
     }
 
-    fn produce(&mut self) {
+    /// Now and then one that is wanted soon, between others.
+    fn produce_in_time(&mut self) {
+        let timeout = match self.random.random_ratio(1, 5) {
+            true => DELIVERY_TIMEOUT / 4,
+            false => DELIVERY_TIMEOUT,
+        };
+        self.produce(timeout);
+    }
+
+    fn produce(&mut self, timeout: Duration) {
         let slot = self.random.random_range(0..SLOTS);
         let large = self.chance(10);
         let count = self.random.random_range(if large { 4..20 } else { 1..4 });
@@ -264,7 +272,7 @@ impl World {
         };
         self.sent[slot].push((self.next_value, count));
         self.next_value += u64::from(count);
-        self.core.enqueue(slot as SlotId, batch, self.now);
+        self.core.enqueue(slot as SlotId, batch, self.now, timeout);
         self.service(slot);
     }
 
@@ -541,7 +549,7 @@ fn run(seed: u64) -> HashMap<&'static str, u32> {
     world.heal();
     let before = world.next_value;
     for _ in 0..30 {
-        world.produce();
+        world.produce(DELIVERY_TIMEOUT);
     }
     world.heal();
     let right = |value: u64| match world.outcomes[&value] {
@@ -660,7 +668,8 @@ impl World {
         };
         self.sent[slot].push((self.next_value, 1));
         self.next_value += 1;
-        self.core.enqueue(slot as SlotId, batch, begun);
+        self.core
+            .enqueue(slot as SlotId, batch, begun, DELIVERY_TIMEOUT);
         self.service(slot);
         self.service(slot);
     }
@@ -706,7 +715,7 @@ fn of_a_batch_too_large_only_the_record_too_large_fails() {
     };
     world.sent[0].push((14, 4));
     world.next_value += 4;
-    world.core.enqueue(0, batch, world.now);
+    world.core.enqueue(0, batch, world.now, DELIVERY_TIMEOUT);
     world.service(0);
     world.produce_in(0);
     world.produce_in(0);
@@ -745,7 +754,7 @@ fn a_doubtful_batch_is_not_cut() {
     };
     world.sent[0].push((1, 4));
     world.next_value += 4;
-    world.core.enqueue(0, batch, world.now);
+    world.core.enqueue(0, batch, world.now, DELIVERY_TIMEOUT);
     world.service(0);
     world.core.route_down(0, "stream lost");
     world.streams[0] = Stream::default();

@@ -1,9 +1,12 @@
 //! What a producer promises under faults.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use timberline_client::{
-    ApiError, Codec, Delivery, Error, Producer, ProducerOptions, ProducerRecord, Reason,
+    ApiError, BatchInfo, Codec, Delivery, Error, Observer, Partitioner, Partitioning, Producer,
+    ProducerObserver, ProducerOptions, ProducerRecord, Reason,
 };
 
 use crate::broker::Broker;
@@ -481,4 +484,124 @@ async fn without_idempotence_nothing_is_stamped() {
             .iter()
             .all(|(header, _)| header.producer().is_none())
     );
+}
+
+/// By the value's first byte; those that begin with `-` have no preference, and `?` is a mistake.
+struct ByFirstByte;
+
+impl Partitioner for ByFirstByte {
+    fn partition(&self, record: &ProducerRecord, partitions: usize) -> Option<usize> {
+        let first = record.value.as_ref().and_then(|value| value.first());
+        match first {
+            Some(b'-') | None => None,
+            Some(b'?') => Some(partitions),
+            Some(first) => Some(usize::from(*first) % partitions),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_own_partitioner_chooses_and_its_mistakes_are_told() {
+    let broker = Broker::start(3).await;
+    let options = options().partitioner(Partitioning::custom(ByFirstByte));
+    let producer = client(&broker).await.producer(options).await.unwrap();
+    let send = async |value: &'static str| producer.send(ProducerRecord::value("t", value)).await;
+    for (value, partition) in [("a", 1), ("b", 2), ("c", 0), ("d", 1)] {
+        let stored = soon(send(value).await.unwrap()).await.unwrap();
+        assert_eq!(stored.partition, partition, "{value}");
+    }
+    soon(send("-").await.unwrap()).await.unwrap();
+    let error = send("?").await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::UnknownPartition));
+    let named = ProducerRecord::value("t", "?").with_partition(2);
+    let stored = soon(producer.send(named).await.unwrap()).await.unwrap();
+    assert_eq!(stored.partition, 2, "who names one is not asked about");
+}
+
+#[derive(Default)]
+struct Counts {
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
+    failed: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl ProducerObserver for Counts {
+    fn batch_sent(&self, batch: &BatchInfo<'_>) {
+        self.sent.fetch_add(1, Ordering::SeqCst);
+        self.bytes.fetch_add(batch.bytes as u64, Ordering::SeqCst);
+    }
+
+    fn batch_acknowledged(&self, batch: &BatchInfo<'_>, took: Duration) {
+        assert_eq!((batch.topic, batch.partition), ("t", 0));
+        assert!(took < Duration::from_secs(20));
+        let records = u64::from(batch.records);
+        self.acknowledged.fetch_add(records, Ordering::SeqCst);
+    }
+
+    fn batch_failed(&self, batch: &BatchInfo<'_>, error: &Error) {
+        assert!(matches!(error, Error::DeliveryTimeout { .. }), "{error}");
+        let records = u64::from(batch.records);
+        self.failed.fetch_add(records, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_hears_of_every_batch() {
+    let mut broker = Broker::start(1).await;
+    let counts = Arc::new(Counts::default());
+    let options = options().observer(Observer::shared(counts.clone()));
+    let producer = client(&broker).await.producer(options).await.unwrap();
+    for delivery in send(&producer, 0, 0..100).await {
+        soon(delivery).await.unwrap();
+    }
+    broker.kill();
+    let late = ProducerRecord::value("t", "late")
+        .with_partition(0)
+        .with_delivery_timeout(Duration::from_millis(100));
+    let failed = soon(producer.send(late).await.unwrap()).await;
+    assert!(matches!(failed, Err(Error::DeliveryTimeout { .. })));
+    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    assert_eq!([&counts.acknowledged, &counts.failed].map(count), [100, 1]);
+    assert!(count(&counts.sent) >= 1 && count(&counts.sent) <= 101);
+    assert!(count(&counts.bytes) > 100 * 14);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_has_a_deadline_of_its_own() {
+    let mut broker = Broker::start(1).await;
+    let producer = client(&broker).await.producer(options()).await.unwrap();
+    for delivery in send(&producer, 0, 0..1).await {
+        soon(delivery).await.unwrap();
+    }
+    broker.kill();
+    let patient = send(&producer, 0, 1..3).await;
+    let soon_wanted = ProducerRecord::value("t", "soon")
+        .with_partition(0)
+        .with_delivery_timeout(Duration::from_millis(150));
+    let hurried = producer.send(soon_wanted).await.unwrap();
+    let behind = send(&producer, 0, 3..5).await;
+    let error = soon(hurried).await.unwrap_err();
+    let Error::DeliveryTimeout {
+        outcome_unknown,
+        after,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(after, Duration::from_millis(150));
+    broker.restart().await;
+    for delivery in patient.into_iter().chain(behind) {
+        soon(delivery).await.unwrap();
+    }
+    let values = broker.values(0);
+    if !outcome_unknown {
+        assert_eq!(values, (0..5).map(value).collect::<Vec<_>>());
+    }
+    for number in 0..5 {
+        let value = value(number);
+        let times = values.iter().filter(|stored| **stored == value.as_bytes());
+        assert_eq!(times.count(), 1, "{value}");
+    }
 }
