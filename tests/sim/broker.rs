@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use timberline_consensus::{Group, NodeId};
+use timberline_consensus::{Alive, Group, NodeId};
 use timberline_storage::disk::FaultDisk;
 use timberline_storage::{
     Checkpoint, CheckpointSync, Cycle, DirectSync, Error, Log, Store, StoreOptions,
@@ -49,12 +49,12 @@ pub(crate) struct Replica {
     pub(crate) shown: u64,
     pub(crate) led: bool,
     pub(crate) is_stopped: bool,
+    /// It is silent, and its clock is not touched before.
+    pub(crate) parked_until: Option<u64>,
 }
 
-/// Ticks since a broker's shard was heard.
-pub(crate) fn silence(heard: &BTreeMap<usize, u64>, of: usize, now: u64) -> u64 {
-    heard.get(&of).map_or(u64::MAX, |then| now - then)
-}
+/// Shards of a broker. One thread drives them here, but each beats in its own phase.
+pub(crate) const SHARDS: usize = 2;
 
 /// A process.
 pub(crate) struct Running {
@@ -63,9 +63,8 @@ pub(crate) struct Running {
     /// The cycle in flight, and whether it was run.
     pub(crate) cycle: Option<(Cycle, bool)>,
     pub(crate) directs: BTreeMap<u64, (DirectSync, bool)>,
-    pub(crate) ticks: u64,
-    /// By broker, the tick at which its shard was heard last.
-    pub(crate) heard: BTreeMap<usize, u64>,
+    /// The clock of its groups, and the shards that it heard.
+    pub(crate) alive: Alive,
     /// With what is to be synced before it ends.
     pub(crate) checkpoint: Option<(Checkpoint, Vec<CheckpointSync>)>,
     /// Replicas with something to work off.
@@ -83,8 +82,7 @@ impl Running {
             replicas: BTreeMap::new(),
             cycle: None,
             directs: BTreeMap::new(),
-            ticks: 0,
-            heard: BTreeMap::new(),
+            alive: Alive::default(),
             checkpoint: None,
             dirty: BTreeSet::new(),
             turn_due: false,

@@ -138,6 +138,7 @@ impl World {
             shown: 0,
             led: false,
             is_stopped: false,
+            parked_until: None,
         };
         if let Some(running) = &mut self.brokers[broker].running {
             running.replicas.insert(node, replica);

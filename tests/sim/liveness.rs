@@ -12,7 +12,9 @@ const MINORITY_MS: u64 = 8_000;
 /// Until everything has come to rest, ms: some forty election timeouts.
 const REST_MS: u64 = 15_000;
 /// Groups in which nothing happens fall silent within, ms.
-const SILENCE_MS: u64 = 2_000;
+const SILENCE_MS: u64 = 5_000;
+/// What a beat may take, ms.
+const SLACK_MS: u64 = 15;
 /// Between two looks, ms.
 const LOOK_MS: u64 = 100;
 
@@ -55,6 +57,7 @@ impl World {
             while self.now < until {
                 self.step()?;
             }
+            self.check_silence()?;
             self.keep_down(kept)?;
         }
         let began = self.now;
@@ -66,6 +69,35 @@ impl World {
         self.live_until(self.now + REST_MS, None)?;
         self.stats.liveness_ticks += (self.now - began) / 25;
         self.check_rest()
+    }
+
+    /// Nothing happens, and everybody is there: nobody says anything. Where clocks differ so much that a quick one misses a
+    /// slow one's beats, groups may be awake.
+    fn check_silence(&self) -> Check {
+        let ticks = &self.profile.tick_ms;
+        let (quick, slow) = (ticks.iter().min(), ticks.iter().max());
+        if slow.map(|ms| 4 * ms + SLACK_MS) >= quick.map(|ms| 7 * ms) {
+            return Ok(());
+        }
+        for (at, table) in self.groups.iter().enumerate() {
+            if table.members.1.members().len() < 2 {
+                continue;
+            }
+            let leader = self.settled_leader(at).map(|(leader, _)| leader);
+            for member in table.members.1.members() {
+                let running = self.brokers[member.broker as usize].running.as_ref();
+                let replica = running.and_then(|running| running.replicas.get(&member.node));
+                let is_quiet = replica.is_some_and(|replica| replica.group.is_quiet());
+                // The leader may just be asking again.
+                ensure!(
+                    is_quiet || leader == Some(member.node),
+                    "g{at}: n{} is awake, and nothing happens: {}",
+                    member.node,
+                    self.describe(at)
+                );
+            }
+        }
+        Ok(())
     }
 
     fn keep_down(&mut self, broker: usize) -> Check {

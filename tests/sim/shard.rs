@@ -10,7 +10,7 @@ use timberline_consensus::{
 use timberline_storage::disk::FaultDisk;
 use timberline_storage::{EntryKind, Error, FrameHeader, FramesOutcome, Log, ReplicaId};
 
-use crate::broker::{Pending, Waiter, silence};
+use crate::broker::{Pending, SHARDS, Waiter};
 use crate::checker::{Check, Seen, Terms, ensure};
 use crate::network::line;
 use crate::stats::Stats;
@@ -20,6 +20,8 @@ use crate::world::{Event, Planted, World};
 const READ_BYTES: usize = 64 << 10;
 /// Ticks between two beats of a shard.
 const BEAT_TICKS: u64 = 4;
+/// A shard that was not heard for so many ticks is silent.
+const SILENT_TICKS: u64 = 8;
 
 /// Entries `from..=to`, verified where that is needed.
 pub(crate) fn read_frames(
@@ -96,9 +98,11 @@ impl World {
             return Ok(());
         };
         let from = self.replicas.get(&envelope.from).map(|place| place.broker);
-        let now = running.ticks;
-        let silent = from.map_or(u64::MAX, |from| silence(&running.heard, from, now));
-        match replica.group.pulse(&envelope, now, silent) {
+        let alive = &running.alive;
+        let silent = from.map_or(u64::MAX, |from| {
+            alive.silent_for(from as i32, envelope.from)
+        });
+        match replica.group.pulse(&envelope, alive.now(), silent) {
             Pulse::Beat(reply) => {
                 self.stats.pulses += 1;
                 self.send(reply);
@@ -130,28 +134,41 @@ impl World {
         if running.poisoned {
             return Ok(());
         }
-        running.ticks += 1;
-        let (now, mut out) = (running.ticks, Output::default());
-        let heard = &running.heard;
+        running.alive.tick();
+        let (now, mut out) = (running.alive.now(), Output::default());
+        let silent = running.alive.fell_silent(SILENT_TICKS);
+        let alive = &running.alive;
         for (&node, replica) in &mut running.replicas {
             if !replica.group.needs_ticks() {
                 continue;
             }
-            let silent_for = |of: Member| silence(heard, of.broker as usize, now);
-            let was_quiet = replica.group.is_quiet();
-            match replica.group.tick(now, silent_for, &mut out) {
+            let group = &mut replica.group;
+            let members = group.membership().members();
+            let may_be_alone = members.iter().any(|member| silent.contains(&member.broker));
+            let parked = replica.parked_until.is_some_and(|until| until > now);
+            if parked && group.is_quiet() && !may_be_alone {
+                continue;
+            }
+            let silent_for = |of: Member| alive.silent_for(of.broker, of.node);
+            let was_parked = replica.parked_until.take().is_some();
+            match group.tick(now, silent_for, &mut out) {
                 Tick::Due => {
                     running.dirty.insert(node);
                 }
-                Tick::Quiet { .. } if !was_quiet => self.stats.quiesced += 1,
-                _ => {}
+                Tick::Quiet { until } => {
+                    replica.parked_until = Some(until);
+                    self.stats.quiesced += u64::from(!was_parked);
+                }
+                Tick::Idle => {}
             }
         }
         for envelope in out.messages {
             self.send(envelope);
         }
-        if now % BEAT_TICKS == 0 {
-            self.tell_shards(broker);
+        for shard in 0..SHARDS {
+            if now % BEAT_TICKS == shard as u64 * (BEAT_TICKS / SHARDS as u64) {
+                self.tell_shard(broker, shard);
+            }
         }
         self.turns(broker)?;
         let period = self.profile.tick_ms[broker];
@@ -159,25 +176,25 @@ impl World {
         Ok(())
     }
 
-    /// The shard of a broker beats.
-    fn tell_shards(&mut self, broker: usize) {
+    /// A shard of a broker beats.
+    fn tell_shard(&mut self, broker: usize, shard: usize) {
         for to in (0..self.brokers.len()).filter(|to| *to != broker) {
             let link = (broker, to);
             let delays = self
                 .network
                 .send(&mut self.rng, &self.profile, &mut self.stats, link);
             for delay in delays {
-                self.after(delay, Event::ShardBeat(broker, to));
+                self.after(delay, Event::ShardBeat(broker, shard, to));
             }
         }
     }
 
-    pub(crate) fn hear_shard(&mut self, from: usize, to: usize) {
+    pub(crate) fn hear_shard(&mut self, from: usize, shard: usize, to: usize) {
         let until = self.brokers[to].paused_until;
         if until > self.now {
-            self.at(until, Event::ShardBeat(from, to));
+            self.at(until, Event::ShardBeat(from, shard, to));
         } else if let Some(running) = &mut self.brokers[to].running {
-            running.heard.insert(from, running.ticks);
+            running.alive.note(from as i32, SHARDS, [shard]);
         }
     }
 

@@ -59,8 +59,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) enum Event {
     Deliver(Envelope),
-    /// The shard of the first is alive, the second hears.
-    ShardBeat(usize, usize),
+    /// A shard of the first, by number, is alive; the second hears.
+    ShardBeat(usize, usize, usize),
     /// The rest is for one broker's life.
     Tick(usize, u64),
     Turn(usize, u64),
@@ -225,8 +225,8 @@ impl World {
         }
         match event {
             Event::Deliver(envelope) => self.deliver(envelope),
-            Event::ShardBeat(from, to) => {
-                self.hear_shard(from, to);
+            Event::ShardBeat(from, shard, to) => {
+                self.hear_shard(from, shard, to);
                 Ok(())
             }
             Event::Tick(broker, _) => self.tick(broker),

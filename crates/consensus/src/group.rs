@@ -125,8 +125,8 @@ pub struct Group<S: LogStore> {
     elected: u64,
     /// The election timeout that was set, in ticks, and for which leader.
     timeout: (usize, NodeId),
-    /// Ticks so far, and when each member answered last.
-    ticks: u64,
+    /// Ticks in which it was not silent, and when, by their count, each member answered last.
+    awake_ticks: u64,
     heard: BTreeMap<NodeId, u64>,
     /// Whether shards' beats stand for this group's.
     quiet: Quiet,
@@ -221,7 +221,7 @@ impl<S: LogStore> Group<S> {
             committed,
             elected: 0,
             timeout: (0, 0),
-            ticks: 0,
+            awake_ticks: 0,
             heard: BTreeMap::new(),
             quiet: Quiet::No,
             ask_at: 0,
@@ -263,7 +263,7 @@ impl<S: LogStore> Group<S> {
             return quiet;
         }
         let of = self.reign();
-        self.ticks += 1;
+        self.awake_ticks += 1;
         let beat_ticks = self.options.timing.beat_ticks;
         let phase = (number % beat_ticks as u64) as usize;
         let mut due = false;
@@ -335,10 +335,15 @@ impl<S: LogStore> Group<S> {
         }
     }
 
-    /// Messages to this replica were dropped: it is probed until it answers.
+    /// Messages to or from this replica may have been lost. A leader probes it until it answers; whoever follows it quietly
+    /// wants to hear it again, since it may be another process.
     pub fn unreachable(&mut self, node: NodeId) {
-        self.wake();
-        self.raw.report_unreachable(node);
+        if self.is_leader() {
+            self.wake();
+            self.raw.report_unreachable(node);
+        } else if self.raw.raft.leader_id == node {
+            self.wake();
+        }
     }
 
     /// A cold read for this follower is done.

@@ -5,7 +5,7 @@
 //!
 //! - `message`: what replicas say to each other. `membership`: who they are, and how that changes.
 //! - `log_store`: the log as a group needs it. `raft_storage`: the same as the Raft library sees it, without payload.
-//! - `group`: one replica. `timing`: who stands for election when.
+//! - `group`: one replica. `timing`: who stands for election when. `alive`: which brokers were heard, for groups that are silent.
 //!
 //! **Architecture invariant:** no tokio, no sockets, no threads, no clock, no randomness but the seeded one.
 //! **Architecture invariant:** the only crate that names `raft`. What peers send is checked before it sees it, and a
@@ -16,6 +16,7 @@
     reason = "the library's messages are generated: a few fields are set, the rest is none of ours"
 )]
 
+mod alive;
 pub mod bugs;
 mod error;
 mod group;
@@ -25,6 +26,7 @@ mod message;
 mod raft_storage;
 mod timing;
 
+pub use alive::{Alive, place};
 pub use error::{Malformed, OpenError, Refused};
 pub use group::{
     Dropped, FRAMES_MAX, Group, GroupOptions, NotInstalled, Output, PeerView, Pulse, Role,

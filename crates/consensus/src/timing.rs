@@ -52,7 +52,7 @@ impl Timing {
         Timing {
             election_ticks,
             beat_ticks,
-            // Where two beats take as long as the timeout, no group falls silent.
+            // One beat may be missed, if there is time for that before the timeout.
             silent_ticks: (2 * beat_ticks).min(election_ticks - 1),
             renew_ticks: 20 * beat_ticks,
             forget_ticks: 60 * beat_ticks,

@@ -75,12 +75,70 @@ fn message_to_wire(envelope: Envelope) -> Option<pb::RaftMessage> {
 }
 
 /// Which of a broker's shards said that they are alive.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct ShardBeats {
     /// How many the broker has.
-    pub(crate) shards: u16,
-    /// Each once, below `shards`.
-    pub(crate) alive: Vec<u16>,
+    shards: u16,
+    /// A bit for each.
+    alive: [u8; SHARDS_MAX as usize / 8],
+}
+
+impl ShardBeats {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.alive.iter().all(|byte| *byte == 0)
+    }
+
+    pub(crate) fn shards(&self) -> usize {
+        self.shards.into()
+    }
+
+    /// Those that are alive, by number.
+    pub(crate) fn alive(&self) -> impl Iterator<Item = usize> {
+        (0..self.shards()).filter(|shard| self.alive[shard / 8] & (1 << (shard % 8)) != 0)
+    }
+
+    /// One of `shards` is alive.
+    pub(super) fn set(&mut self, shard: u16, shards: u16) {
+        self.shards = shards;
+        if let Some(byte) = self.alive.get_mut(usize::from(shard / 8)) {
+            *byte |= 1 << (shard % 8);
+        }
+    }
+
+    /// Those that said so later, too.
+    pub(crate) fn add(&mut self, later: &ShardBeats) {
+        self.shards = later.shards;
+        for (byte, later) in self.alive.iter_mut().zip(later.alive) {
+            *byte |= later;
+        }
+    }
+
+    fn to_wire(self) -> Bytes {
+        let len = match self.is_empty() {
+            true => 0,
+            false => self.shards().div_ceil(8),
+        };
+        Bytes::copy_from_slice(&self.alive[..len])
+    }
+
+    /// # Errors
+    /// `MALFORMED_MESSAGE`: shards that the sender can't have.
+    fn from_wire(shards: u32, alive: &[u8]) -> Result<ShardBeats, ApiError> {
+        let mut beats = ShardBeats::default();
+        let shards = u16::try_from(shards).ok().filter(|n| *n <= SHARDS_MAX);
+        let (Some(shards), true) = (shards, alive.len() <= beats.alive.len()) else {
+            return Err(malformed("beats of too many shards"));
+        };
+        beats.alive[..alive.len()].copy_from_slice(alive);
+        let last = beats.alive.iter().rposition(|byte| *byte != 0);
+        beats.shards = shards;
+        if last.is_some_and(|last| {
+            last * 8 + beats.alive[last].ilog2() as usize >= usize::from(shards)
+        }) {
+            return Err(malformed("a beat of a shard that there is not"));
+        }
+        Ok(beats)
+    }
 }
 
 /// A batch as it goes out; payloads go by reference, beats and their answers behind all others.
@@ -109,7 +167,7 @@ pub(super) fn to_wire(
         leaderships,
         beats: beats.into(),
         shards: shard_beats.shards.into(),
-        shard_beats: shard_beats.alive.into_iter().map(u32::from).collect(),
+        shard_beats: shard_beats.to_wire(),
     }
 }
 
@@ -305,27 +363,11 @@ pub(super) fn read_batch(bytes: Bytes) -> Result<Received, ApiError> {
     let messages = batch.messages.into_iter().map(from_wire);
     let mut messages: Vec<Envelope> = messages.collect::<Result<_, _>>()?;
     read_beats(&batch.beats, &mut messages)?;
-    let shard_beats = read_shard_beats(batch.shards, &batch.shard_beats)?;
+    let shard_beats = ShardBeats::from_wire(batch.shards, &batch.shard_beats)?;
     Ok(Received {
         messages,
         shard_beats,
         leaderships: batch.leaderships,
-    })
-}
-
-/// # Errors
-/// `MALFORMED_MESSAGE`: shards that the sender can't have.
-fn read_shard_beats(shards: u32, alive: &[u32]) -> Result<ShardBeats, ApiError> {
-    let known = |shard: &u32| *shard < shards;
-    if shards > SHARDS_MAX.into() || alive.len() > shards as usize || !alive.iter().all(known) {
-        return Err(malformed(format!(
-            "{} beats of {shards} shards",
-            alive.len()
-        )));
-    }
-    Ok(ShardBeats {
-        shards: shards as u16,
-        alive: alive.iter().map(|&shard| shard as u16).collect(),
     })
 }
 

@@ -318,26 +318,33 @@ fn beats_that_are_none_are_refused() {
 
 #[test]
 fn shards_that_a_broker_cannot_have_are_refused() {
-    let read = |shards, shard_beats: &[u32]| {
+    let read = |shards, shard_beats: Vec<u8>| {
         let batch = pb::PeerBatch {
             shards,
-            shard_beats: shard_beats.to_vec(),
+            shard_beats: shard_beats.into(),
             ..pb::PeerBatch::default()
         };
         read_batch(batch.encode_to_vec().into()).map(|received| received.shard_beats)
     };
-    let all = ShardBeats {
-        shards: 3,
-        alive: vec![2, 0],
-    };
-    assert_eq!(read(3, &[2, 0]).unwrap(), all);
+    let mut beats = ShardBeats::default();
+    for shard in [9, 0] {
+        beats.set(shard, 10);
+    }
+    let wire = to_wire(Vec::new(), Vec::new(), beats);
+    let received = read(wire.shards, wire.shard_beats.to_vec()).unwrap();
+    assert_eq!(received, beats);
+    assert_eq!(
+        (received.shards(), received.alive().collect::<Vec<_>>()),
+        (10, vec![0, 9])
+    );
     for (shards, alive) in [
-        (3, vec![3]),
-        (1, vec![0, 0]),
-        (u32::MAX, vec![0]),
-        (0, vec![0]),
+        (9, vec![1, 2]),
+        (0, vec![1]),
+        (257, vec![1]),
+        (u32::MAX, vec![1]),
+        (256, vec![1; 33]),
     ] {
-        let error = read(shards, &alive).unwrap_err();
+        let error = read(shards, alive).unwrap_err();
         assert_eq!(error.reason, Some(Reason::MalformedMessage));
     }
 }

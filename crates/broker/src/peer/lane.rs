@@ -55,7 +55,6 @@ pub(super) struct Lane {
 struct Queue {
     envelopes: VecDeque<Envelope>,
     gossip: VecDeque<pb::Leadership>,
-    /// Each shard at most once.
     shard_beats: ShardBeats,
     bytes: usize,
     /// The last attempt to connect failed.
@@ -156,11 +155,10 @@ impl Lane {
     /// Queues that one of `shards` shards is alive.
     pub(super) fn offer_shard_beat(&self, shard: u16, shards: u16) {
         let mut queue = self.queue.lock();
-        let beats = &mut queue.shard_beats;
-        beats.shards = shards;
-        if !beats.alive.contains(&shard) {
-            beats.alive.push(shard);
+        if queue.down {
+            return;
         }
+        queue.shard_beats.set(shard, shards);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -243,7 +241,7 @@ struct Taken {
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.envelopes.is_empty() && self.gossip.is_empty() && self.shard_beats.alive.is_empty()
+        self.envelopes.is_empty() && self.gossip.is_empty() && self.shard_beats.is_empty()
     }
 
     /// The next batch within the bounds of one.

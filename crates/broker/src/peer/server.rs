@@ -197,7 +197,7 @@ impl Receiver {
             self.service.peers.counters().received(batch.messages.len());
             self.service.handler.messages(self.from, batch.messages);
         }
-        if !batch.shard_beats.alive.is_empty() {
+        if !batch.shard_beats.is_empty() {
             self.service
                 .handler
                 .shard_beats(self.from, batch.shard_beats);

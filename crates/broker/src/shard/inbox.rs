@@ -110,13 +110,7 @@ impl Inbox {
 
     pub(super) fn note_alive(&self, from: i32, beats: &ShardBeats) {
         let mut state = self.state.lock();
-        let known = state.burst.alive.entry(from).or_default();
-        known.shards = beats.shards;
-        for shard in &beats.alive {
-            if !known.alive.contains(shard) {
-                known.alive.push(*shard);
-            }
-        }
+        state.burst.alive.entry(from).or_default().add(beats);
     }
 
     pub(super) fn poison(&self, why: &str) {

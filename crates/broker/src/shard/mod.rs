@@ -4,7 +4,6 @@
 //! never waits for a disk or a peer, only for its inbox and, while it has groups of several replicas, for the next tick.
 //! Wakes are for bursts: everything in the inbox is done before a clock ticks, a message leaves or anybody is woken.
 
-mod alive;
 mod inbox;
 mod run;
 mod writer;
@@ -13,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use timberline_consensus::{Change, Envelope, Group, NodeId, Timing, View};
+use timberline_consensus::{Change, Envelope, Group, NodeId, Timing, View, place};
 use timberline_proto::error::ApiError;
 use timberline_storage::{Install, Listener, Log, ReplicaId, SyncKind};
 use tokio::sync::oneshot;
@@ -175,7 +174,7 @@ impl Shards {
     }
 
     fn place(&self, replica: ReplicaId) -> usize {
-        alive::place(replica, self.inboxes.len())
+        place(replica.0, self.inboxes.len())
     }
 
     /// Hands work for a replica to its shard. Work that does not fit is answered with `OVERLOADED`, after the stop with
@@ -297,7 +296,7 @@ impl Listener for Shards {
                 updates
                     .iter()
                     .copied()
-                    .filter(|(replica, _)| alive::place(*replica, count) == at),
+                    .filter(|(replica, _)| place(replica.0, count) == at),
             );
         }
     }

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use timberline_consensus::{Envelope, Output, Tick, Timing};
+use timberline_consensus::{Alive, Envelope, Output, Tick, Timing};
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::internal as pb;
 use timberline_storage::ReplicaId;
 
-use super::alive::Alive;
 use super::inbox::{Burst, Inbox};
 use super::writer::Writer;
 use super::{TICK, Work};
@@ -56,11 +55,11 @@ pub(super) struct Shard {
     now_ms: i64,
     /// When all groups tick next; `None` while none needs to.
     next_tick: Option<Instant>,
-    ticks: u64,
     /// Those that tick; each is in it once.
     ticking: Vec<ReplicaId>,
     /// Those that are silent, by the tick at which they may have to say something.
     quiet: BTreeMap<u64, Vec<ReplicaId>>,
+    /// The clock of all groups here, and which shards of others it has heard.
     alive: Alive,
     /// Nothing is durable here any more: others must not take this shard for alive.
     poisoned: bool,
@@ -77,7 +76,6 @@ impl Shard {
             wakes: Wakes::default(),
             now_ms: 0,
             next_tick: None,
-            ticks: 0,
             ticking: Vec::new(),
             quiet: BTreeMap::new(),
             alive: Alive::default(),
@@ -95,7 +93,7 @@ impl Shard {
                 self.touch(replica);
             }
             for (broker, beats) in std::mem::take(&mut burst.alive) {
-                self.alive.note(broker, &beats, self.ticks.max(1));
+                self.alive.note(broker, beats.shards(), beats.alive());
             }
             for work in burst.work.drain(..) {
                 self.perform(work);
@@ -143,11 +141,12 @@ impl Shard {
         if self.next_tick.is_none_or(|at| at > now) {
             return;
         }
-        self.ticks = self.ticks.wrapping_add(1);
+        self.alive.tick();
+        let number = self.alive.now();
         self.sends.shard_beat =
-            self.ticks % self.outside.timing.beat_ticks as u64 == 0 && !self.poisoned;
-        self.wake_quiet();
-        let look = self.ticks % IN_SYNC_TICKS == 0;
+            number % self.outside.timing.beat_ticks as u64 == 0 && !self.poisoned;
+        self.wake_quiet(number);
+        let look = number % IN_SYNC_TICKS == 0;
         let mut ticking = std::mem::take(&mut self.ticking);
         ticking.retain(|replica| {
             let Some(writer) = self.writers.get_mut(replica) else {
@@ -157,7 +156,7 @@ impl Shard {
                 writer.ticking = false;
                 return false;
             }
-            let tick = writer.tick(self.ticks, &self.alive, &mut self.sends);
+            let tick = writer.tick(&self.alive, &mut self.sends);
             let mut due = tick == Tick::Due;
             if look || matches!(tick, Tick::Quiet { .. }) {
                 due |= writer.look_who_is_in_sync(&self.outside.cluster, &mut self.sends);
@@ -167,7 +166,9 @@ impl Shard {
             }
             if let Tick::Quiet { until } = tick {
                 writer.ticking = false;
-                self.quiet.entry(until).or_default().push(*replica);
+                if std::mem::replace(&mut writer.quiet_until, until) != until {
+                    self.quiet.entry(until).or_default().push(*replica);
+                }
             }
             writer.ticking
         });
@@ -178,16 +179,21 @@ impl Shard {
     }
 
     /// Those tick again that are silent and due, or whose members may be gone.
-    fn wake_quiet(&mut self) {
+    fn wake_quiet(&mut self, number: u64) {
         while let Some(due) = self.quiet.first_entry()
-            && *due.key() <= self.ticks
+            && *due.key() <= number
         {
-            for replica in due.remove() {
-                self.keep_ticking(replica);
+            let (at, replicas) = due.remove_entry();
+            for replica in replicas {
+                // Who woke since then and is silent again has another entry.
+                let writer = self.writers.get(&replica);
+                if writer.is_some_and(|writer| writer.quiet_until == at) {
+                    self.keep_ticking(replica);
+                }
             }
         }
         let silent_ticks = self.outside.timing.silent_ticks as u64;
-        let silent = self.alive.fell_silent(silent_ticks, self.ticks);
+        let silent = self.alive.fell_silent(silent_ticks);
         if silent.is_empty() {
             return;
         }
@@ -274,8 +280,7 @@ impl Shard {
         let Some(writer) = self.writers.get_mut(&replica) else {
             return;
         };
-        let alive = (&self.alive, self.ticks);
-        let due = writer.step(from, beat, alive, &self.outside, &mut self.sends);
+        let due = writer.step(from, beat, &self.alive, &self.outside, &mut self.sends);
         let wakes = !writer.ticking && !writer.is_quiet();
         if due {
             self.touch(replica);
@@ -338,8 +343,13 @@ impl Shard {
                 let mut due = false;
                 if let Some(writer) = self.writers.get_mut(&replica) {
                     for envelope in envelopes {
-                        let alive = (&self.alive, self.ticks);
-                        due |= writer.step(from, envelope, alive, &self.outside, &mut self.sends);
+                        due |= writer.step(
+                            from,
+                            envelope,
+                            &self.alive,
+                            &self.outside,
+                            &mut self.sends,
+                        );
                     }
                 }
                 if !due {

@@ -3,22 +3,21 @@
 //! An answer is given in the term in which its entry was proposed, or not at all: a deposed leader acknowledges nothing
 //! (INV-7), and whoever waits is told where to go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use timberline_consensus::{
-    Body, Change, Envelope, Group, Member, NodeId, Output, PeerView, Proposal, Pulse, Refused,
-    SnapshotMark, Tick, View,
+    Alive, Body, Change, Envelope, Group, Member, NodeId, Output, PeerView, Proposal, Pulse,
+    Refused, SnapshotMark, Tick, View,
 };
 use timberline_proto::error::{ApiError, Reason};
 use timberline_record::Batch;
-use timberline_storage::{Appended, Install, Log, ReplicaId, SequenceCheck};
+use timberline_storage::{Appended, Install, Log, SequenceCheck};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::alive::Alive;
 use super::run::{Outside, Sends};
 use super::{LogGroup, OnCommit};
 use crate::ack::{Acked, Outcome, Ticket, Wakes};
@@ -43,6 +42,8 @@ pub(super) struct Writer {
     pub(super) touched: bool,
     /// It is among those that tick.
     pub(super) ticking: bool,
+    /// The tick at which it ticks again, if it is silent by then.
+    pub(super) quiet_until: u64,
     /// The leader as everybody was told.
     lead: Lead,
     /// Replicas that wrote and the brokers they wrote from, the latest last.
@@ -55,6 +56,8 @@ pub(super) struct Writer {
     trimming_to: Option<i64>,
     /// A snapshot is being pulled.
     pulling: bool,
+    /// Term and commit index at the last look at who is in sync.
+    looked: (u64, u64),
     /// Followers that were offered a snapshot, and when: one that does not come for it is offered it again.
     offered: Vec<(NodeId, Instant)>,
 }
@@ -94,6 +97,7 @@ impl Writer {
             group,
             touched: false,
             ticking: false,
+            quiet_until: 0,
             lead: Lead::default(),
             senders: Vec::new(),
             partition,
@@ -101,6 +105,7 @@ impl Writer {
             pending: VecDeque::new(),
             trimming_to: None,
             pulling: false,
+            looked: (0, 0),
             offered: Vec::new(),
         }
     }
@@ -379,19 +384,18 @@ impl Writer {
         &mut self,
         from: i32,
         envelope: Envelope,
-        alive: (&Alive, u64),
+        alive: &Alive,
         outside: &Outside,
         sends: &mut Sends,
     ) -> bool {
         let node = envelope.from;
-        let (alive, number) = alive;
-        let silent_for = alive.silent_for(from, replica_of(node, self.is_metadata()), number);
+        let silent_for = alive.silent_for(from, replica_of(node, self.is_metadata()));
         match self.group.membership().broker_of(node) {
             Some(broker) if broker != from => {
                 tracing::warn!(replica = %self.partition.replica, node, from, broker, "a message from the wrong broker is dropped");
                 return false;
             }
-            Some(_) => match self.group.pulse(&envelope, number, silent_for) {
+            Some(_) => match self.group.pulse(&envelope, alive.now(), silent_for) {
                 Pulse::Beat(reply) => {
                     sends.messages.entry(from).or_default().push(reply);
                     return false;
@@ -497,12 +501,11 @@ impl Writer {
         self.group.is_quiet()
     }
 
-    pub(super) fn tick(&mut self, number: u64, alive: &Alive, sends: &mut Sends) -> Tick {
+    pub(super) fn tick(&mut self, alive: &Alive, sends: &mut Sends) -> Tick {
         let of_metadata = self.is_metadata();
-        let silent_for = |member: Member| {
-            alive.silent_for(member.broker, replica_of(member.node, of_metadata), number)
-        };
-        let tick = self.group.tick(number, silent_for, &mut sends.output);
+        let silent_for =
+            |member: Member| alive.silent_for(member.broker, replica_of(member.node, of_metadata));
+        let tick = self.group.tick(alive.now(), silent_for, &mut sends.output);
         self.post(sends);
         tick
     }
@@ -511,7 +514,7 @@ impl Writer {
         self.partition.replica == METADATA_REPLICA
     }
 
-    pub(super) fn has_member_on(&self, brokers: &[i32]) -> bool {
+    pub(super) fn has_member_on(&self, brokers: &BTreeSet<i32>) -> bool {
         let members = self.group.membership().members();
         members
             .iter()
@@ -539,11 +542,8 @@ impl Writer {
         }
     }
 
-    /// Messages to a broker were dropped.
+    /// Messages to or from a broker may have been lost.
     pub(super) fn unreachable(&mut self, broker: i32) {
-        if !self.group.is_leader() {
-            return;
-        }
         for member in self.group.membership().members() {
             if member.broker == broker {
                 self.group.unreachable(member.node);
@@ -589,8 +589,8 @@ impl Writer {
             .map_err(|why| self.refusal(&why, &outside.cluster))
     }
 
-    /// A leader looks who has what is committed; the others hear of it if it changed. Returns whether a turn has something
-    /// to do.
+    /// A leader looks who has what was committed at the look before: under load somebody always lacks the latest. The others
+    /// hear of it if it changed. Returns whether a turn has something to do.
     pub(super) fn look_who_is_in_sync(&mut self, cluster: &Cluster, sends: &mut Sends) -> bool {
         if !self.group.is_leader() {
             return false;
@@ -607,7 +607,10 @@ impl Writer {
                 self.offered.retain(|(other, _)| *other != node);
             }
         }
-        let committed = self.group.commit_index();
+        let now = (self.group.term(), self.group.commit_index());
+        let before = std::mem::replace(&mut self.looked, now);
+        // A new leader has nothing to compare with.
+        let committed = if before.0 == now.0 { before.1 } else { now.1 };
         let node = self.group.node();
         let membership = self.group.membership();
         let mut brokers: Vec<i32> = self
@@ -720,10 +723,10 @@ impl Writer {
 }
 
 /// The replica behind a member's number: all of the metadata group have the same.
-fn replica_of(node: NodeId, of_metadata: bool) -> ReplicaId {
+fn replica_of(node: NodeId, of_metadata: bool) -> u64 {
     match of_metadata {
-        true => METADATA_REPLICA,
-        false => ReplicaId(node),
+        true => METADATA_REPLICA.0,
+        false => node,
     }
 }
 

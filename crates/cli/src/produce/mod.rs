@@ -229,6 +229,7 @@ impl Template {
             value: Some(value),
             headers: self.headers.clone(),
             timestamp_ms: None,
+            delivery_timeout: None,
         }
     }
 }

@@ -82,7 +82,7 @@ impl<S: LogStore> Group<S> {
             return Pulse::Other;
         };
         let lacks = progress.matched < last
-            || progress.state != ProgressState::Replicate
+            || progress.state == ProgressState::Snapshot
             || progress.pending_request_snapshot != 0
             || progress.ins.full();
         if lacks {
@@ -91,7 +91,7 @@ impl<S: LogStore> Group<S> {
         progress.update_committed(commit.min(last));
         progress.recent_active = true;
         progress.resume();
-        self.heard.insert(from, self.ticks);
+        self.heard.insert(from, self.awake_ticks);
         self.note_quiesced(from, quiesced);
         Pulse::Reply
     }

@@ -49,7 +49,7 @@ pub enum Tick {
 }
 
 impl<S: LogStore> Group<S> {
-    /// Whether it needs no ticks until something happens.
+    /// Whether it needs no ticks until something happens, or until a member's shard falls silent.
     pub fn is_quiet(&self) -> bool {
         matches!(self.quiet, Quiet::Leads { .. } | Quiet::Follows { .. })
     }
@@ -89,7 +89,8 @@ impl<S: LogStore> Group<S> {
                 }
                 let silent = self.silence(self.raw.raft.leader_id, silent_for);
                 let raft = &mut self.raw.raft;
-                if number >= until {
+                // Where it can't be said since when it is silent, ranks decide from the timeout on.
+                if number >= until || silent >= timing.forget_ticks as u64 {
                     raft.election_elapsed = raft.election_elapsed.max(timing.election_ticks);
                     self.wake();
                     return None;
@@ -98,7 +99,7 @@ impl<S: LogStore> Group<S> {
                     raft.election_elapsed = 0;
                     return Some(Tick::Quiet { until });
                 }
-                raft.election_elapsed = silent.min(timing.forget_ticks as u64) as usize - 1;
+                raft.election_elapsed = silent as usize - 1;
                 None
             }
             Quiet::Leads { until } => {
@@ -128,9 +129,9 @@ impl<S: LogStore> Group<S> {
                 if !self.is_beat(number) {
                     return Some(Tick::Idle);
                 }
-                if times >= ASKED_MAX || !self.may_fall_silent(silent_for) {
+                if times >= ASKED_MAX || !self.may_fall_silent(&silent_for) {
                     self.ask_at = number + timing.renew_ticks as u64;
-                    self.wake();
+                    self.note_silence(silent_for);
                     return None;
                 }
                 self.ask(times, out);
@@ -183,7 +184,7 @@ impl<S: LogStore> Group<S> {
             && !self.membership.is_joint()
             && raft.prs().iter().all(|(&id, progress)| {
                 id == self.options.node
-                    || progress.state == ProgressState::Replicate
+                    || progress.state != ProgressState::Snapshot
                         && progress.matched == last
                         && progress.pending_request_snapshot == 0
                         && self.was_heard(id)
@@ -247,15 +248,17 @@ impl<S: LogStore> Group<S> {
         may.then(|| number + timing.forget_ticks as u64)
     }
 
-    /// A leader wakes because shards of members fell silent: those count as heard when their shards were.
+    /// A leader wakes. Members whose shards are silent count as heard when their shards were, and it has an election timeout in
+    /// which to hear of a majority.
     fn note_silence(&mut self, silent_for: impl Fn(Member) -> u64) {
-        // From here on it has an election timeout in which to hear of a majority.
-        self.raw.raft.election_elapsed = 0;
         for (node, silent) in self.others_silence(silent_for) {
-            self.heard.insert(node, self.ticks.saturating_sub(silent));
-            if silent >= self.options.timing.silent_ticks as u64
-                && let Some(progress) = self.raw.raft.mut_prs().get_mut(node)
-            {
+            if silent < self.options.timing.silent_ticks as u64 {
+                continue;
+            }
+            self.raw.raft.election_elapsed = 0;
+            self.heard
+                .insert(node, self.awake_ticks.saturating_sub(silent));
+            if let Some(progress) = self.raw.raft.mut_prs().get_mut(node) {
                 progress.recent_active = false;
             }
         }

@@ -56,20 +56,25 @@ impl<S: LogStore> Group<S> {
         if term == 0 || term > NUMBER_MAX {
             return Err(Dropped::Malformed("term"));
         }
-        if matches!(body, Body::AppendReply(_) | Body::BeatReply { .. }) && self.is_leader() {
-            self.heard.insert(from, self.ticks);
-        }
-        if self.is_leader() || from == self.raw.raft.leader_id {
-            self.wake();
-        }
-        if let Body::PreVoteReply(reply) = &body {
-            self.hear_of_commit(term, reply);
-        }
+        let is_answer = matches!(body, Body::AppendReply(_) | Body::BeatReply { .. });
+        let refusal = match &body {
+            Body::PreVoteReply(reply) => Some(*reply),
+            _ => None,
+        };
         let mut message = Message::default();
         message.from = from;
         message.to = to;
         message.term = term;
         self.fill(&mut message, body)?;
+        if is_answer && self.is_leader() && self.raw.raft.prs().get(from).is_some() {
+            self.heard.insert(from, self.awake_ticks);
+        }
+        if self.is_leader() || from == self.raw.raft.leader_id {
+            self.wake();
+        }
+        if let Some(refusal) = refusal {
+            self.hear_of_commit(term, &refusal);
+        }
         self.mistake(&mut message);
         let of = self.reign();
         self.contained("stepping", |group| {

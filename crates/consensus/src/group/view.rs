@@ -132,7 +132,7 @@ impl<S: LogStore> Group<S> {
     /// Whether a member answered within the election timeout. The library's own mark is wiped each time it is counted.
     pub(super) fn was_heard(&self, node: NodeId) -> bool {
         let at = self.heard.get(&node);
-        at.is_some_and(|at| self.ticks - at <= self.options.timing.election_ticks as u64)
+        at.is_some_and(|at| self.awake_ticks - at <= self.options.timing.election_ticks as u64)
     }
 
     /// The members as this leader sees them; empty on others.

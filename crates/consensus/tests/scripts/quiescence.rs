@@ -120,3 +120,31 @@ fn a_group_whose_follower_lacks_something_stays_awake() {
     world.pass(40);
     assert_eq!(are_quiet(&mut world), [true; 3]);
 }
+
+#[test]
+fn after_a_broken_connection_a_group_falls_silent_again() {
+    let mut world = quiet();
+    world.group(1).unreachable(2);
+    world.group(2).unreachable(1);
+    assert_eq!(are_quiet(&mut world), [false, false, true]);
+    world.pass(2 * Timing::default().renew_ticks);
+    assert_eq!(are_quiet(&mut world), [true; 3]);
+    assert_eq!(world.leader(), Some(1));
+    assert_eq!([1, 2, 3].map(|node| world.group(node).term()), [2; 3]);
+}
+
+#[test]
+fn a_leader_that_is_cut_off_while_it_asks_steps_down_as_soon() {
+    let timing = Timing::default();
+    let mut world = quiet();
+    // It asks again, and nobody hears it.
+    while world.group(1).is_quiet() {
+        world.pass(1);
+        if world.seen.iter().any(|line| line.starts_with("1→2")) {
+            break;
+        }
+    }
+    world.cut_off.insert(1);
+    world.pass(timing.silent_ticks + timing.beat_ticks + timing.election_ticks);
+    assert_ne!(world.group(1).role(), Role::Leader);
+}

@@ -179,6 +179,7 @@ impl Sender {
                 headers: Vec::new(),
                 // One reading of the clock serves several records; at a rate each has its own.
                 timestamp_ms: self.rate.is_none().then(|| pump.wall_ms()),
+                delivery_timeout: None,
             };
             // A run with a failure is not worth going on with. What was not sent counts as an error: it has no
             // acknowledgement.
