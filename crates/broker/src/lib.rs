@@ -34,7 +34,6 @@ pub mod config;
 mod core;
 mod error;
 mod errors;
-#[allow(dead_code, unused_imports, reason = "its users follow")]
 mod groups;
 mod grpc;
 mod http;

@@ -1,5 +1,7 @@
 //! Bounds, by name (INV-12).
 
+use crate::config::{GroupsSection, Span};
+
 /// Longest id of a group, a member or an instance, in bytes.
 pub(crate) const ID_LEN_MAX: usize = 249;
 /// Longest free text of a member: client id, address, rack.
@@ -54,13 +56,20 @@ pub(crate) struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
+        Settings::from(&GroupsSection::default())
+    }
+}
+
+impl From<&GroupsSection> for Settings {
+    fn from(config: &GroupsSection) -> Settings {
+        let ms = |span: Span| i64::try_from(span.0).unwrap_or(i64::MAX);
         Settings {
-            members_max: 10_000,
-            groups_max: 100_000,
-            offsets_retention_ms: 7 * 86_400_000,
-            session_timeout_ms: 10_000,
-            rebalance_timeout_ms: 60_000,
-            max_poll_interval_ms: 300_000,
+            members_max: config.members_max,
+            groups_max: config.groups_max,
+            offsets_retention_ms: ms(config.offsets_retention),
+            session_timeout_ms: ms(config.session_timeout),
+            rebalance_timeout_ms: ms(config.rebalance_timeout),
+            max_poll_interval_ms: ms(config.max_poll_interval),
         }
     }
 }

@@ -63,6 +63,16 @@ impl Topics {
         self.by_id.insert(topic.id, topic);
     }
 
+    /// Whether groups would see a difference.
+    pub(crate) fn same(&self, other: &Topics) -> bool {
+        self.racks == other.racks
+            && self.by_id.len() == other.by_id.len()
+            && self.by_id.iter().all(|(id, topic)| {
+                let other = other.by_id.get(id);
+                other.is_some_and(|other| topic.racks == other.racks)
+            })
+    }
+
     pub(crate) fn get(&self, id: TopicId) -> Option<&TopicView> {
         self.by_id.get(&id)
     }

@@ -130,6 +130,22 @@ pub(crate) enum Input {
     Topics(Arc<Topics>),
 }
 
+impl Input {
+    /// The call that waits for its answer.
+    pub(crate) fn call(&self) -> Option<Call> {
+        match self {
+            Input::Commit { call, .. }
+            | Input::Fetch { call, .. }
+            | Input::Reset { call, .. }
+            | Input::DeleteOffsets { call, .. }
+            | Input::DeleteGroup { call, .. }
+            | Input::Describe { call, .. }
+            | Input::List { call, .. } => Some(*call),
+            _ => None,
+        }
+    }
+}
+
 /// Where reading of a partition begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Start {

@@ -25,6 +25,12 @@ pub(crate) fn check_id(field: &'static str, id: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// # Errors
+/// As [`check_id`], of a group's id.
+pub(crate) fn check_group_id(id: &str) -> Result<(), Error> {
+    check_id("group_id", id)
+}
+
 fn check_text(field: &'static str, text: &str) -> Result<(), Error> {
     if text.len() > TEXT_LEN_MAX || text.chars().any(char::is_control) {
         let why = format!("{field} has at most {TEXT_LEN_MAX} bytes and no control characters");

@@ -25,7 +25,7 @@ mod timers;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use self::api::{Answer, Effect, Input, Link, Now, Output};
+use self::api::{Answer, Input, Link, Now, Output};
 use self::group::{Group, Slot};
 use self::timers::Timers;
 use super::error::Error;
@@ -33,7 +33,8 @@ use super::limits::{EXPIRY_EVERY_MS, Settings};
 use super::record::Record;
 use super::topics::Topics;
 
-pub(crate) use replay::{Inconsistent, Replay};
+pub(crate) use membership::check_group_id;
+pub(crate) use replay::Replay;
 
 /// All groups of one coordinator.
 #[derive(Debug)]
@@ -230,11 +231,6 @@ impl Groups {
         output
     }
 
-    /// Everybody who is connected: for the last word of a coordinator that steps down.
-    pub(crate) fn links(&self) -> impl Iterator<Item = Link> + '_ {
-        self.links.keys().copied()
-    }
-
     /// Groups that are there.
     pub(crate) fn len(&self) -> usize {
         self.groups.len()
@@ -255,16 +251,6 @@ impl Groups {
                 }
                 group.retarget(context);
             });
-        }
-    }
-}
-
-impl Effect {
-    /// The connection that it goes to.
-    pub(crate) fn link(&self) -> Option<Link> {
-        match self {
-            Effect::Tell { link, .. } => Some(*link),
-            Effect::Answer { .. } => None,
         }
     }
 }

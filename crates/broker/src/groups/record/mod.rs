@@ -13,8 +13,6 @@ use std::sync::Arc;
 use super::assign::Assignor;
 use super::parts::{Parts, TopicId, Tp};
 
-pub(crate) use codec::Malformed;
-
 /// A committed offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Committed {

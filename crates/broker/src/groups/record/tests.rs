@@ -1,5 +1,6 @@
 //! Records survive the way to bytes and back, and bytes that are none are refused.
 
+use super::codec::Malformed;
 use super::*;
 
 fn tp(topic: u128, partition: u32) -> Tp {
