@@ -248,7 +248,7 @@ pub(crate) struct Output {
     /// In order; all of them after the records.
     pub(crate) effects: Vec<Effect>,
     /// Somebody reads what must be known to be the newest.
-    pub(super) mark: bool,
+    pub(crate) mark: bool,
 }
 
 impl Output {

@@ -7,6 +7,9 @@ use super::consumer::*;
 use super::{commit, coordinator, describe, fetch, fill, item};
 use crate::support::*;
 
+/// A reason, the field it names, and what brings it about.
+type Case = (Reason, &'static str, Box<dyn Fn(&mut JoinHello)>);
+
 async fn refused(cluster: &Cluster, group: &str, hello: JoinHello) -> ApiError {
     let at = coordinator(cluster, group).await;
     let first = join_request::Kind::Hello(hello);
@@ -20,7 +23,7 @@ async fn bad_joins_are_told_what_to_do() {
     cluster.topic("t", 4, 1).await;
     let joined = Consumer::start(&cluster, wants("g", &["t"]));
     shared(&[&joined], 4).await;
-    let cases: Vec<(Reason, &str, Box<dyn Fn(&mut JoinHello)>)> = vec![
+    let cases: Vec<Case> = vec![
         (Reason::UnknownTopic, "subscription.topics", {
             Box::new(|h| h.subscription = wants("g", &["nope"]).subscription)
         }),
