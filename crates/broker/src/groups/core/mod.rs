@@ -214,6 +214,18 @@ impl Groups {
         }
     }
 
+    /// The coordinator itself stood still for a while, and what members said meanwhile waits unheard: everybody has a full session.
+    pub(crate) fn forgive(&mut self, now: Now) {
+        let members = self.groups.values_mut();
+        let members = members.flat_map(|group| group.members.values_mut());
+        for member in members.filter(|member| !member.ousted) {
+            member.heard_at_ms = now.mono_ms;
+            if let Some(under_way) = &mut member.under_way {
+                under_way.until_ms = now.mono_ms.saturating_add(member.rebalance_ms as u64);
+            }
+        }
+    }
+
     /// When [`Groups::tick`] has something to do next, if nothing else happens.
     pub(crate) fn deadline_ms(&self) -> u64 {
         let due = self.due.first().map(|(at, _)| *at);

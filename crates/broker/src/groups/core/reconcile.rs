@@ -28,12 +28,11 @@ impl Group {
         let subscriptions = members.map(|member| &*member.subscription);
         self.patterns.refresh(topics, subscriptions);
         // Members in an order that stays when they come back.
-        let mut slots: Vec<Slot> = self.members.keys().copied().collect();
-        let by_name = |slot: &Slot| {
-            let member = self.members.get(slot);
-            member.map(|member| member.instance.as_ref().unwrap_or(&member.id))
-        };
-        slots.sort_by(|a, b| by_name(a).cmp(&by_name(b)));
+        let members = self.members.iter();
+        let named = members.map(|(slot, one)| (one.instance.as_ref().unwrap_or(&one.id), *slot));
+        let mut named: Vec<_> = named.collect();
+        named.sort_unstable();
+        let slots: Vec<Slot> = named.into_iter().map(|(_, slot)| slot).collect();
         let (wanted, wishes) = self.wishes(&slots, context);
         let (demand, total) = self.demand(&slots, &wanted, wishes);
         let owners = assign(self.assignor, &demand);

@@ -44,10 +44,11 @@ struct Image {
 }
 
 impl Appends {
-    /// For a log of this size.
-    pub(super) fn new(log_bytes: u64) -> Appends {
+    /// For a log with so many bytes of records behind an image of so many.
+    pub(super) fn new(since_image: u64, image_bytes: u64) -> Appends {
         Appends {
-            since_image: log_bytes,
+            since_image,
+            image_bytes,
             ..Appends::default()
         }
     }
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn effects_leave_in_order_and_only_behind_their_records() {
-        let mut appends = Appends::new(0);
+        let mut appends = Appends::new(0, 0);
         appends.take(output(0, 1));
         assert_eq!(calls(&mut appends), [1]);
         appends.take(output(2, 2));
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn the_log_begins_with_an_image_only_when_that_is_whole() {
         let groups = Groups::new(Arc::default(), Arc::default());
-        let mut appends = Appends::new(IMAGE_AFTER_BYTES);
+        let mut appends = Appends::new(IMAGE_AFTER_BYTES, 0);
         appends.take(output(1, 1));
         appends.image_if_due(&groups);
         appends.image_if_due(&groups);

@@ -141,6 +141,14 @@ pub(super) fn append(
     Ok(outcome)
 }
 
+/// What was read.
+pub(super) struct Replayed {
+    pub(super) replay: Replay,
+    /// Of records behind the last image, and of that image.
+    pub(super) bytes: u64,
+    pub(super) image_bytes: u64,
+}
+
 /// Reads all that is committed. Blocking.
 ///
 /// # Errors
@@ -149,8 +157,9 @@ pub(super) fn replay(
     log: &Arc<Log>,
     settings: Arc<Settings>,
     limits: &Limits,
-) -> Result<Replay, String> {
+) -> Result<Replayed, String> {
     let mut replay = Replay::new(settings);
+    let (mut bytes, mut image_bytes) = (0, 0);
     let mut cursor = log.cursor(log.log_start());
     let end = log.high_watermark();
     while cursor.offset() < end {
@@ -172,11 +181,23 @@ pub(super) fn replay(
                 }
                 let value = record.value.unwrap_or_default();
                 let (record, in_image) = Record::decode(&value).map_err(|error| why(&error))?;
+                // An image that is whole is what the log is measured by; the records before it count no more.
+                if matches!(record, Record::ImageBegin) {
+                    (bytes, image_bytes) = (0, 0);
+                }
+                match in_image {
+                    true => image_bytes += value.len() as u64,
+                    false => bytes += value.len() as u64,
+                }
                 replay
                     .apply(record, in_image)
                     .map_err(|error| why(&error))?;
             }
         }
     }
-    Ok(replay)
+    Ok(Replayed {
+        replay,
+        bytes,
+        image_bytes,
+    })
 }

@@ -23,6 +23,10 @@ use crate::shard::Work;
 const BURST_MAX: usize = 1024;
 /// Before a batch is offered again that did not fit into the bounds on unacknowledged bytes.
 const RETRY_OVERLOADED: Duration = Duration::from_millis(20);
+/// Before a coordinator begins again that leads and could not append.
+const BACK_OFF: Duration = Duration::from_millis(100);
+/// One that wakes so much later than it wanted was stopped, or starved: its members are not to blame.
+const STALL_MS: u64 = 1_000;
 /// How long between two looks at a lead that is not settled, if nothing is heard of it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -40,8 +44,12 @@ pub(super) async fn run(core: Weak<Core>, partition: Arc<Partition>, term: u64) 
         let limits = core.read_limits();
         tokio::task::spawn_blocking(move || log::replay(&log, settings, &limits)).await
     };
-    let replay = match replayed {
-        Ok(Ok(replay)) => replay,
+    let log::Replayed {
+        replay,
+        bytes,
+        image_bytes,
+    } = match replayed {
+        Ok(Ok(replayed)) => replayed,
         Ok(Err(why)) => {
             tracing::error!(number, why, "a coordinator can't become active");
             core.groups.broken.lock().insert(number, why);
@@ -67,7 +75,7 @@ pub(super) async fn run(core: Weak<Core>, partition: Arc<Partition>, term: u64) 
     let handle = Handle { inbox, term };
     core.groups.active.lock().insert(number, handle.clone());
     let task = Task {
-        appends: Appends::new(partition.log.size_bytes()),
+        appends: Appends::new(bytes, image_bytes),
         links: HashMap::new(),
         calls: HashMap::new(),
         flying: None,
@@ -77,13 +85,20 @@ pub(super) async fn run(core: Weak<Core>, partition: Arc<Partition>, term: u64) 
         term,
         groups,
     };
+    let watched = Arc::clone(&task.partition);
     let why = task.serve(asks).await;
-    let mut active = core.groups.active.lock();
-    // A successor of a later term may be there already.
-    if active.get(&number).is_some_and(|one| one.term == term) {
-        active.remove(&number);
+    {
+        let mut active = core.groups.active.lock();
+        // A successor of a later term may be there already.
+        if active.get(&number).is_some_and(|one| one.term == term) {
+            active.remove(&number);
+        }
     }
     tracing::info!(number, term, why, "coordinates groups no more");
+    if leads(&watched, term) {
+        // It begins again, but what refused it is not gone at once.
+        tokio::time::sleep(BACK_OFF).await;
+    }
 }
 
 /// Waits until the leader here has committed something in its term; false when it does not lead.
@@ -135,13 +150,23 @@ impl Task {
         let stopped = self.core.lifecycle.reached(Phase::Stopped);
         tokio::pin!(stopped);
         let mut burst = Vec::new();
+        let mut wake_ms = u64::MAX;
         loop {
+            let now_ms = now(&self.core);
+            if now_ms.mono_ms.saturating_sub(wake_ms) > STALL_MS {
+                self.groups.forgive(now_ms);
+            }
             if let Err(why) = self.advance() {
                 return why;
             }
             let deadline = self.groups.deadline_ms();
             let wait = deadline.saturating_sub(now(&self.core).mono_ms);
             let full = self.appends.is_full();
+            wake_ms = match full {
+                // It does not wake for that before there is room.
+                true => u64::MAX,
+                false => deadline.max(now(&self.core).mono_ms),
+            };
             tokio::select! {
                 // An answer first: it makes room.
                 outcome = committed(&mut self.flying) => {

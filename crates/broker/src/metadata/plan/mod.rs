@@ -22,8 +22,8 @@ pub(crate) use brokers::{
 };
 pub(crate) use operations::{cancel, known_operation, remaining, settle};
 pub(crate) use partitions::{
-    MovePartition, begin_balance, finish_reassign, move_partition, new_leader, prefer, replace,
-    turn_back,
+    MovePartition, begin_balance, finish_reassign, grow, move_partition, new_leader, prefer,
+    replace, turn_back,
 };
 
 /// Longest request id, in bytes.

@@ -2,6 +2,7 @@
 
 mod consumer;
 mod refused;
+mod scale;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -374,4 +375,22 @@ async fn times_of_joining_leaving_and_dying() {
     drop(consumers.pop());
     shared(&consumers.iter().collect::<Vec<_>>(), partitions as usize).await;
     println!("one killed, session of 3 s, after {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn the_groups_topic_grows_with_the_cluster() {
+    let mut cluster = Cluster::start(1).await;
+    let topic = cluster.topic("t", 1, 1).await;
+    fill(&cluster, "t", 1, 10).await;
+    let done = commit(cluster.at(1).channel(), "g", None, vec![item(&topic, 0, 7)]).await;
+    assert_eq!(done.unwrap(), [None]);
+    cluster.join(2).await;
+    cluster.join(3).await;
+    cluster.in_sync("__groups", 3).await;
+    cluster.at_mut(1).crash(true).await;
+    let offsets = until("offsets are read", async || {
+        fetch(cluster.at(3).channel(), "g").await.ok()
+    })
+    .await;
+    assert_eq!(offsets, BTreeMap::from([(0, 7)]));
 }
