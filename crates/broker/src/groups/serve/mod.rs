@@ -2,12 +2,13 @@
 //!
 //! - here: which coordinators run on this broker, and where the others are. `task`: one coordinator, from replay to stepping down. `log`: the
 //!   internal topic, batches of records, replay. `appends`: what waits for a commit. `positions`: ends and ages of partitions, from whoever leads
-//!   them.
+//!   them. `link`: what waits for a member's stream.
 //!
 //! **Invariants.** Effects leave only after the commit of all records before them, while the term in which those were appended lasts. One
-//! batch of a coordinator is on its way at a time. Queues: [`INBOX_MAX`], [`LINK_QUEUE_MAX`], and what `appends` bounds.
+//! batch of a coordinator is on its way at a time. Queues: [`INBOX_MAX`], and what `link` and `appends` bound.
 
 mod appends;
+mod link;
 pub(crate) mod log;
 pub(crate) mod positions;
 mod task;
@@ -22,7 +23,8 @@ use timberline_proto::error::{ApiError, Reason};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::core::api::{Answer, Input, Message};
+pub(crate) use self::link::{Teller, Told, link};
+use super::core::api::{Answer, Input};
 use super::limits::Settings;
 use super::topics::Topics;
 use super::view::View;
@@ -33,8 +35,6 @@ use crate::partition::Partition;
 
 /// Inputs that wait for one coordinator. Streams wait for room, and so do calls, for a while.
 const INBOX_MAX: usize = 8192;
-/// Messages that wait for one member's stream; one that reads nothing is cut off then.
-pub(crate) const LINK_QUEUE_MAX: usize = 32;
 /// How long a call waits for room in an inbox.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 /// What a caller is told to wait while there is no coordinator.
@@ -43,7 +43,7 @@ const RETRY_WITHOUT: Duration = Duration::from_millis(20);
 /// Where what comes of an input goes.
 pub(crate) enum Reply {
     /// A member's stream begins.
-    Link(mpsc::Sender<Message>),
+    Link(Teller),
     Call(oneshot::Sender<Answer>),
     Nowhere,
 }
@@ -73,6 +73,20 @@ impl Handle {
                 "the group's coordinator has too much to do",
             )
             .with_retry_after(ROOM_WAIT)),
+        }
+    }
+
+    /// Says something that nobody waits for, from where nobody can wait.
+    pub(crate) fn tell(&self, input: Input) {
+        let reply = Reply::Nowhere;
+        let refused = self.inbox.try_send(Ask { input, reply });
+        if let Err(mpsc::error::TrySendError::Full(ask)) = refused
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let this = self.clone();
+            runtime.spawn(async move {
+                let _ = this.send(ask).await;
+            });
         }
     }
 

@@ -8,7 +8,7 @@ use timberline_proto::error::{ApiError, Reason};
 use tokio::sync::{mpsc, oneshot};
 
 use super::appends::Appends;
-use super::{Ask, Handle, INBOX_MAX, Reply, leads, log};
+use super::{Ask, Handle, INBOX_MAX, Reply, Teller, leads, log};
 use crate::ack::Outcome;
 use crate::clock;
 use crate::core::Core;
@@ -135,7 +135,7 @@ struct Task {
     topics: Arc<Topics>,
     appends: Appends,
     /// Streams of members.
-    links: HashMap<u64, mpsc::Sender<Message>>,
+    links: HashMap<u64, Teller>,
     /// Calls that wait.
     calls: HashMap<u64, oneshot::Sender<Answer>>,
     /// The batch on its way.
@@ -321,7 +321,7 @@ impl Task {
                     let Some(stream) = self.links.get(&link) else {
                         continue;
                     };
-                    if stream.try_send(message).is_err() && !last {
+                    if !stream.tell(message) && !last {
                         slow.push(link);
                     }
                     if last {

@@ -1,36 +1,31 @@
-//! `Join`: one member's stream. A task reads it, hands what it says to the coordinator, and writes what the coordinator says.
+//! `Join`: one member's stream. What it says goes to the coordinator, and what that says comes back.
 //!
-//! Whatever ends a membership is said in band; the stream itself ends OK.
+//! Whatever ends a membership is said in band; the stream itself ends OK. The transport polls the stream when it can send: who
+//! does not read is not read either, and its session runs out. No task and no buffer for each: there may be ten thousand.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use futures::future::BoxFuture;
 use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1::{
     JoinGoAway, JoinHello, JoinRequest, JoinResponse, join_request, join_response,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::super::produce_stream::{check_version, inbound_error};
 use super::convert;
 use crate::core::Core;
 use crate::groups::core::api::{Input, Message};
-use crate::groups::serve::{Ask, Handle, LINK_QUEUE_MAX, Place, Reply, fresh_id, not_coordinator};
+use crate::groups::core::check_group_id;
+use crate::groups::serve::{Ask, Handle, Place, Reply, Told, fresh_id, link, not_coordinator};
 use crate::lifecycle::{Active, Phase};
 
-/// Messages on their way to the transport.
-const OUTBOUND_MAX: usize = 4;
 /// How long the first message may take.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
-/// How long a client may let a message lie before it is cut off.
-const WRITE_WAIT: Duration = Duration::from_secs(30);
 /// How long a new member waits for topics that it names and that this broker may be about to hear of.
 const TOPICS_WAIT: Duration = Duration::from_millis(500);
-
-type Outbound = mpsc::Sender<Result<JoinResponse, Status>>;
 
 /// Serves a stream until either side ends it.
 pub(super) fn serve(
@@ -39,24 +34,53 @@ pub(super) fn serve(
     address: String,
     active: Active,
 ) -> impl Stream<Item = Result<JoinResponse, Status>> + Send {
-    let (outbound, responses) = mpsc::channel(OUTBOUND_MAX);
-    tokio::spawn(async move {
-        let _active = active;
-        // Whoever hung up hears nothing of it.
-        let _ = session(&core, inbound, address, &outbound).await;
-    });
-    ReceiverStream::new(responses)
+    let session = Session {
+        draining: Box::pin(core.lifecycle.reached(Phase::Draining)),
+        core,
+        inbound,
+        state: State::Hello(address),
+        _active: active,
+    };
+    futures::stream::unfold(session, Session::next)
 }
 
-/// The other side is gone.
-struct HungUp;
+struct Session {
+    core: Arc<Core>,
+    inbound: Streaming<JoinRequest>,
+    state: State,
+    draining: BoxFuture<'static, ()>,
+    _active: Active,
+}
 
-async fn say(outbound: &Outbound, kind: join_response::Kind) -> Result<(), HungUp> {
-    let response = JoinResponse { kind: Some(kind) };
-    match tokio::time::timeout(WRITE_WAIT, outbound.send(Ok(response))).await {
-        Ok(Ok(())) => Ok(()),
-        _ => Err(HungUp),
+enum State {
+    /// Nothing was heard yet; where the stream comes from.
+    Hello(String),
+    Member(Membership),
+    Ended,
+}
+
+/// A stream that the coordinator knows.
+struct Membership {
+    handle: Handle,
+    link: u64,
+    told: Told,
+    /// The client has not closed its side.
+    open: bool,
+}
+
+impl Drop for Membership {
+    /// However it ended: the coordinator forgets the stream, and the member has the rest of its session.
+    fn drop(&mut self) {
+        let link = self.link;
+        self.handle.tell(Input::Broken { link });
     }
+}
+
+enum Step {
+    Say(join_response::Kind),
+    /// Nothing comes after it.
+    Last(join_response::Kind),
+    End,
 }
 
 fn go_away(reason: &str) -> join_response::Kind {
@@ -64,34 +88,76 @@ fn go_away(reason: &str) -> join_response::Kind {
     join_response::Kind::GoAway(JoinGoAway { reason })
 }
 
-async fn session(
-    core: &Arc<Core>,
-    mut inbound: Streaming<JoinRequest>,
-    address: String,
-    outbound: &Outbound,
-) -> Result<(), HungUp> {
-    let hello = match hello(&mut inbound).await {
-        Ok(Some(hello)) => hello,
-        Ok(None) => return Ok(()),
-        Err(error) => return say(outbound, convert::failure(&error)).await,
-    };
-    let (handle, link, told) = match enter(core, hello, address).await {
-        Ok(entered) => entered,
-        Err(error) => return say(outbound, convert::failure(&error)).await,
-    };
-    let ended = Session {
-        core,
-        handle: &handle,
-        link,
-        outbound,
+impl Session {
+    /// The next message, and the session after it.
+    async fn next(mut self) -> Option<(Result<JoinResponse, Status>, Session)> {
+        loop {
+            let step = match &mut self.state {
+                State::Ended => return None,
+                State::Hello(address) => {
+                    let address = std::mem::take(address);
+                    match begin(&self.core, &mut self.inbound, address).await {
+                        Ok(Some(member)) => {
+                            self.state = State::Member(member);
+                            continue;
+                        }
+                        Ok(None) => Step::End,
+                        Err(error) => Step::Last(convert::failure(&error)),
+                    }
+                }
+                State::Member(member) => {
+                    let draining = &mut self.draining;
+                    member.step(&self.core, &mut self.inbound, draining).await
+                }
+            };
+            let kind = match step {
+                Step::Say(kind) => kind,
+                Step::Last(kind) => {
+                    self.state = State::Ended;
+                    kind
+                }
+                Step::End => return None,
+            };
+            return Some((Ok(JoinResponse { kind: Some(kind) }), self));
+        }
     }
-    .run(inbound, told)
-    .await;
-    // However it ended: the coordinator forgets the stream, and the member has the rest of its session.
-    let input = Input::Broken { link };
-    let reply = Reply::Nowhere;
-    let _ = handle.send(Ask { input, reply }).await;
-    ended
+}
+
+/// Hears the hello, and begins the membership at the coordinator, if that is here.
+async fn begin(
+    core: &Arc<Core>,
+    inbound: &mut Streaming<JoinRequest>,
+    address: String,
+) -> Result<Option<Membership>, ApiError> {
+    let Some(hello) = hello(inbound).await? else {
+        return Ok(None);
+    };
+    check_version(&hello.hello.clone().unwrap_or_default())?;
+    check_group_id(&hello.group_id).map_err(|why| convert::error(&why))?;
+    let join = convert::join(hello, address)?;
+    let handle = match core.groups.find(core, &join.group).await? {
+        Place::Here(handle) => handle,
+        Place::There(broker, address, term) => {
+            return Err(not_coordinator(broker, &address, term));
+        }
+    };
+    if join.returning.is_none() {
+        wait_for_topics(core, &join.subscription.topics).await;
+    }
+    let (teller, told) = link();
+    let link = fresh_id();
+    let input = Input::Join {
+        link,
+        join: Box::new(join),
+    };
+    let reply = Reply::Link(teller);
+    handle.send(Ask { input, reply }).await?;
+    Ok(Some(Membership {
+        handle,
+        link,
+        told,
+        open: true,
+    }))
 }
 
 async fn hello(inbound: &mut Streaming<JoinRequest>) -> Result<Option<JoinHello>, ApiError> {
@@ -113,36 +179,6 @@ async fn hello(inbound: &mut Streaming<JoinRequest>) -> Result<Option<JoinHello>
     }
 }
 
-/// Begins the membership at the coordinator, if that is here.
-async fn enter(
-    core: &Arc<Core>,
-    hello: JoinHello,
-    address: String,
-) -> Result<(Handle, u64, mpsc::Receiver<Message>), ApiError> {
-    check_version(&hello.hello.clone().unwrap_or_default())?;
-    crate::groups::core::check_group_id(&hello.group_id).map_err(|why| convert::error(&why))?;
-    let join = convert::join(hello, address)?;
-    let handle = match core.groups.find(core, &join.group).await? {
-        Place::Here(handle) => handle,
-        Place::There(broker, address, term) => {
-            return Err(not_coordinator(broker, &address, term));
-        }
-    };
-    if join.returning.is_none() {
-        let names = &join.subscription.topics;
-        wait_for_topics(core, names).await;
-    }
-    let (stream, told) = mpsc::channel(LINK_QUEUE_MAX);
-    let link = fresh_id();
-    let input = Input::Join {
-        link,
-        join: Box::new(join),
-    };
-    let reply = Reply::Link(stream);
-    handle.send(Ask { input, reply }).await?;
-    Ok((handle, link, told))
-}
-
 async fn wait_for_topics(core: &Core, names: &[Arc<str>]) {
     let mut revisions = core.metadata.revisions();
     let known = revisions.wait_for(|_| {
@@ -152,61 +188,46 @@ async fn wait_for_topics(core: &Core, names: &[Arc<str>]) {
     let _ = tokio::time::timeout(TOPICS_WAIT, known).await;
 }
 
-struct Session<'a> {
-    core: &'a Arc<Core>,
-    handle: &'a Handle,
-    link: u64,
-    outbound: &'a Outbound,
-}
-
-impl Session<'_> {
-    async fn run(
-        &self,
-        mut inbound: Streaming<JoinRequest>,
-        mut told: mpsc::Receiver<Message>,
-    ) -> Result<(), HungUp> {
-        let draining = self.core.lifecycle.reached(Phase::Draining);
-        tokio::pin!(draining);
-        let mut open = true;
+impl Membership {
+    /// Until there is something to say.
+    async fn step(
+        &mut self,
+        core: &Core,
+        inbound: &mut Streaming<JoinRequest>,
+        draining: &mut BoxFuture<'static, ()>,
+    ) -> Step {
         loop {
             tokio::select! {
-                message = told.recv() => match message {
-                    Some(message) => {
-                        let last = matches!(message, Message::End(_) | Message::Left);
-                        let kind = convert::message(self.core, message, self.handle.term);
-                        if let Some(kind) = kind {
-                            say(self.outbound, kind).await?;
-                        }
-                        if last {
-                            return Ok(());
-                        }
-                    }
-                    // It stepped down, or this stream did not read for too long.
-                    None => return say(self.outbound, go_away("the group's coordinator moves")).await,
-                },
-                request = inbound.message(), if open => match request {
+                message = self.told.next() => {
+                    return match message {
+                        Some(message) => self.say(core, message),
+                        // It stepped down, or this stream did not read for too long.
+                        None => Step::Last(go_away("the group's coordinator moves")),
+                    };
+                }
+                request = inbound.message(), if self.open => match request {
                     Ok(Some(request)) => {
                         if let Err(error) = self.hear(request).await {
-                            return say(self.outbound, self.parting(&error)).await;
+                            return Step::Last(parting(&error));
                         }
                     }
                     // Half closed: it hears what comes until its session is over.
-                    Ok(None) => open = false,
-                    Err(_) => return Err(HungUp),
+                    Ok(None) => self.open = false,
+                    Err(_) => return Step::End,
                 },
-                () = self.outbound.closed() => return Err(HungUp),
-                () = &mut draining => {
-                    return say(self.outbound, go_away("this broker is shutting down")).await;
+                () = &mut *draining => {
+                    return Step::Last(go_away("this broker is shutting down"));
                 }
             }
         }
     }
 
-    /// An error that ends the stream: of a coordinator that moves it is no failure of the member.
-    fn parting(&self, error: &ApiError) -> join_response::Kind {
-        match error.reason {
-            Some(Reason::NoCoordinator) => go_away("the group's coordinator moves"),
-            _ => convert::failure(error),
+    fn say(&self, core: &Core, message: Message) -> Step {
+        let last = matches!(message, Message::End(_));
+        match convert::message(core, message, self.handle.term) {
+            Some(kind) if last => Step::Last(kind),
+            Some(kind) => Step::Say(kind),
+            None => Step::End,
         }
     }
 
@@ -235,5 +256,13 @@ impl Session<'_> {
         };
         let reply = Reply::Nowhere;
         self.handle.send(Ask { input, reply }).await
+    }
+}
+
+/// An error that ends the stream: of a coordinator that moves it is no failure of the member.
+fn parting(error: &ApiError) -> join_response::Kind {
+    match error.reason {
+        Some(Reason::NoCoordinator) => go_away("the group's coordinator moves"),
+        _ => convert::failure(error),
     }
 }

@@ -30,7 +30,10 @@ async fn member(to: Channel, group: usize, number: usize, held: Held) {
     let mut first = wants(&format!("g{group}"), &["t"]);
     first.session_timeout_ms = 30_000;
     let first = join_request::Kind::Hello(first);
-    let (mut link, _) = Link::open(to, first).await.unwrap();
+    let (mut link, _) = Link::open(to, first).await.unwrap_or_else(|error| {
+        println!("{error}");
+        panic!("{error}")
+    });
     let mut beats = tokio::time::interval(Duration::from_secs(5));
     let mut applied_epoch = None;
     loop {
@@ -82,6 +85,7 @@ async fn many_groups_converge() {
             tasks.push(tokio::spawn(member(to, group, number, Arc::clone(&held))));
         }
     }
+    let mut shown = Instant::now();
     until("all groups share their partitions", async || {
         let held = held.lock();
         let mut sums = vec![0; groups];
@@ -89,7 +93,12 @@ async fn many_groups_converge() {
             sums[*group] += count;
         }
         let each = held.values().all(|count| (1..=2).contains(count));
-        let all = sums.iter().all(|sum| *sum == PARTITIONS) && held.len() == groups * MEMBERS;
+        let whole = sums.iter().filter(|sum| **sum == PARTITIONS).count();
+        if shown.elapsed() > Duration::from_secs(1) {
+            shown = Instant::now();
+            println!("{whole} groups whole, {} members heard", held.len());
+        }
+        let all = whole == groups && held.len() == groups * MEMBERS;
         (each && all).then_some(())
     })
     .await;
