@@ -28,13 +28,24 @@ pub(super) fn api_error(status: &tonic::Status) -> ApiError {
     ApiError::from_status(status)
 }
 
+/// How a broker at an address is connected to.
+pub(super) type Connect = Arc<dyn Fn(&str) -> Channel + Send + Sync>;
+
 /// Where a group is coordinated, as any of these brokers says.
 pub(super) async fn find(brokers: &[String], group: &str) -> Option<FindCoordinatorResponse> {
+    find_by(&(Arc::new(channel) as Connect), brokers, group).await
+}
+
+async fn find_by(
+    connect: &Connect,
+    brokers: &[String],
+    group: &str,
+) -> Option<FindCoordinatorResponse> {
     for broker in brokers {
         let request = FindCoordinatorRequest {
             group_id: group.to_owned(),
         };
-        if let Ok(found) = groups(channel(broker)).find_coordinator(request).await {
+        if let Ok(found) = groups(connect(broker)).find_coordinator(request).await {
             return Some(found.into_inner());
         }
     }
@@ -123,14 +134,20 @@ impl Drop for Consumer {
 
 impl Consumer {
     pub(super) fn start(cluster: &Cluster, hello: JoinHello) -> Consumer {
-        Consumer::start_on(cluster.addresses(), hello)
+        Consumer::start_by(Arc::new(channel), cluster.addresses(), hello)
     }
 
-    pub(super) fn start_on(brokers: Vec<String>, hello: JoinHello) -> Consumer {
+    pub(super) fn start_by(connect: Connect, brokers: Vec<String>, hello: JoinHello) -> Consumer {
         let held = Arc::new(Mutex::new(Held::default()));
         let brokers = Arc::new(Mutex::new(brokers));
         let (leave, leaving) = watch::channel(false);
-        let task = tokio::spawn(run(hello, Arc::clone(&held), Arc::clone(&brokers), leaving));
+        let task = tokio::spawn(run(
+            connect,
+            hello,
+            Arc::clone(&held),
+            Arc::clone(&brokers),
+            leaving,
+        ));
         Consumer {
             held,
             leave,
@@ -151,6 +168,7 @@ impl Consumer {
 }
 
 async fn run(
+    connect: Connect,
     hello: JoinHello,
     held: Arc<Mutex<Held>>,
     brokers: Arc<Mutex<Vec<String>>>,
@@ -158,8 +176,8 @@ async fn run(
 ) {
     loop {
         let known = brokers.lock().clone();
-        if let Some(found) = find(&known, &hello.group_id).await {
-            match stream(&found.address, &hello, &held, &mut leaving).await {
+        if let Some(found) = find_by(&connect, &known, &hello.group_id).await {
+            match stream(connect(&found.address), &hello, &held, &mut leaving).await {
                 Ok(true) => return,
                 Ok(false) => held.lock().rejoined += 1,
                 Err(error) => {
@@ -181,7 +199,7 @@ async fn run(
 
 /// One stream; whether the member has left.
 async fn stream(
-    address: &str,
+    to: Channel,
     hello: &JoinHello,
     held: &Mutex<Held>,
     leaving: &mut watch::Receiver<bool>,
@@ -207,7 +225,7 @@ async fn stream(
         }
     }
     let first = join_request::Kind::Hello(hello);
-    let (mut link, answer) = Link::open(channel(address), first).await?;
+    let (mut link, answer) = Link::open(to, first).await?;
     let join_response::Kind::Hello(welcome) = answer else {
         return Ok(false);
     };

@@ -325,7 +325,7 @@ impl Sim {
         let some = (!self.clients.is_empty()).then(|| self.rng.below(self.clients.len() as u64));
         let some = some.map(|at| at as usize);
         match (self.rng.below(60), some) {
-            (0..4, _) if self.clients.len() < 9 => {
+            (0..=4, _) if self.clients.len() < 9 => {
                 let instance = self
                     .rng
                     .one_in(6)
