@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "timberline/v1/consumer.proto",
         "timberline/v1/metadata.proto",
         "timberline/v1/admin.proto",
+        "timberline/v1/group.proto",
+        "timberline/internal/v1/group.proto",
         "timberline/internal/v1/metadata.proto",
         "timberline/internal/v1/peer.proto",
     ];

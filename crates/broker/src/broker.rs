@@ -18,6 +18,7 @@ use crate::cluster::node::{Found, Node, cluster_id, metadata_node};
 use crate::cluster::{Cluster, METADATA, control};
 use crate::config::BrokerConfig;
 use crate::core::Core;
+use crate::groups::serve::{self as groups, Coordinators};
 use crate::http::{self, Slot};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::listen::{self, Listener};
@@ -259,6 +260,7 @@ impl Recovered {
         let seeds = core.config.cluster.seeds.0.clone();
         let node = Arc::clone(&basis.node);
         tasks.push(tokio::spawn(Arc::clone(&core.cluster).keep_telling()));
+        tasks.push(tokio::spawn(groups::run(Arc::clone(&core))));
         tasks.push(tokio::spawn(control::run(
             Arc::clone(&core),
             Arc::clone(&node),
@@ -487,6 +489,7 @@ impl Basis {
             cluster_id: self.node.identity().cluster_id,
             directory: Arc::clone(&self.directory),
             metadata,
+            groups: Coordinators::new((&self.config.groups).into()),
             metrics: Arc::clone(metrics),
             lifecycle: Arc::clone(lifecycle),
             started,

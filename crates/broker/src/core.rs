@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::auth::{Operation, Principal, Resource, authorize};
 use crate::cluster::Cluster;
 use crate::config::BrokerConfig;
+use crate::groups::serve::Coordinators;
 use crate::lifecycle::Lifecycle;
 use crate::metadata::frontend::Frontend;
 use crate::metadata::leadership::Leadership;
@@ -19,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::partition::{Budget, Directory, Partition, TopicHandle};
 use crate::shard::Shards;
 use crate::topic::config::{Defaults, TopicConfig};
+use crate::topic::name::is_internal;
 
 /// How long the creation of a topic waits for the first leaders of its partitions.
 const LEADERS_WAIT: Duration = Duration::from_secs(2);
@@ -41,6 +43,8 @@ pub(crate) struct Core {
     /// The cluster's id, before the metadata has it too.
     pub(crate) cluster_id: String,
     pub(crate) budget: Arc<Budget>,
+    /// Coordinators of consumer groups.
+    pub(crate) groups: Arc<Coordinators>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) started: Instant,
@@ -78,6 +82,7 @@ impl Core {
         reference: Option<&TopicRef>,
     ) -> Result<Arc<TopicHandle>, ApiError> {
         let topic = self.directory.resolve(reference)?;
+        check_internal(operation, &topic)?;
         authorize(
             Principal::Anonymous,
             operation,
@@ -96,6 +101,7 @@ impl Core {
         id: &[u8],
     ) -> Result<Arc<TopicHandle>, ApiError> {
         let topic = self.directory.by_id_bytes(id)?;
+        check_internal(operation, &topic)?;
         authorize(
             Principal::Anonymous,
             operation,
@@ -201,5 +207,17 @@ impl Core {
             },
             Phase::Draining | Phase::Stopped => Some("draining".to_owned()),
         }
+    }
+}
+
+/// Internal topics are written by the broker alone.
+fn check_internal(operation: Operation, topic: &TopicHandle) -> Result<(), ApiError> {
+    let changes = matches!(operation, Operation::Write | Operation::Delete);
+    match changes && is_internal(&topic.name) {
+        true => Err(ApiError::invalid(
+            "topic",
+            format!("`{}` is internal: only the broker writes it", topic.name),
+        )),
+        false => Ok(()),
     }
 }

@@ -34,6 +34,7 @@ pub mod config;
 mod core;
 mod error;
 mod errors;
+mod groups;
 mod grpc;
 mod http;
 mod lifecycle;

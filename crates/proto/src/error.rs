@@ -104,6 +104,30 @@ reasons! {
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", OutOfRange, false, "Start from `earliest` or `latest`, or from an offset in the valid range.";
     /// The leader can't tell yet whether the offset is valid.
     OffsetNotAvailable = "OFFSET_NOT_AVAILABLE", Unavailable, true, "Retry shortly.";
+    /// This broker does not coordinate the group; the metadata names the one that does.
+    NotCoordinator = "NOT_COORDINATOR", Unavailable, true, "Clients go to the coordinator by themselves; see `timberline group describe`.";
+    /// The group has no coordinator now, or its coordinator still reads the group's log.
+    NoCoordinator = "NO_COORDINATOR", Unavailable, true, "Wait for an election; if it lasts, see `timberline cluster info`.";
+    /// No group of this id has members or committed offsets.
+    UnknownGroup = "UNKNOWN_GROUP", NotFound, false, "List groups with `timberline group list`; a group begins with its first member or commit.";
+    /// The caller is not a member of the group any more, or a newer epoch of it exists.
+    MemberFenced = "MEMBER_FENCED", FailedPrecondition, false, "Stop what was assigned and join again as a new member; the message says why it was put out.";
+    /// Another consumer joined with the same instance id.
+    InstanceFenced = "INSTANCE_FENCED", FailedPrecondition, false, "Give each static member an instance id of its own, or stop this one.";
+    /// The application did not ask for records within its maximum poll interval.
+    PollTimeout = "POLL_TIMEOUT", FailedPrecondition, false, "Poll more often, handle fewer records at a time, or raise max_poll_interval_ms; then join again.";
+    /// The member does not hold this partition.
+    NotAssigned = "NOT_ASSIGNED", FailedPrecondition, false, "Commit only what is assigned, with the epoch of the assignment; the partition may have moved to another member.";
+    /// The offset is lower than the one committed, and nobody asked for that.
+    CommitBehind = "COMMIT_BEHIND", FailedPrecondition, false, "An older commit came late and can be dropped; to go back on purpose, set rewind or use `timberline group seek`.";
+    /// The group has members.
+    GroupNotEmpty = "GROUP_NOT_EMPTY", FailedPrecondition, false, "Stop the group's consumers first; `timberline group describe` lists them.";
+    /// The group has as many members as it may, or the coordinator as many groups.
+    GroupFull = "GROUP_FULL", ResourceExhausted, false, "Stop members or delete groups, or raise the limit under [groups].";
+    /// The group's members use another assignor.
+    InconsistentAssignor = "INCONSISTENT_ASSIGNOR", FailedPrecondition, false, "Use the assignor that the group has, or stop its members first.";
+    /// A subscription's pattern is not a regular expression, or one that would cost too much.
+    InvalidPattern = "INVALID_PATTERN", InvalidArgument, false, "Use a shorter or simpler regular expression; syntax is that of the Rust `regex` crate.";
     /// The stream's first message was not a hello, or a later one was.
     HandshakeRequired = "HANDSHAKE_REQUIRED", FailedPrecondition, false, "Send a hello first, once.";
     /// The peer's protocol version is not supported.

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::transfer::Sends;
 use super::{Cluster, METADATA};
 use crate::core::Core;
+use crate::groups;
 use crate::grpc::{self, Services};
 use crate::metadata::backend::METADATA_REPLICA;
 use crate::metadata::plan::{self, Registration};
@@ -28,6 +29,10 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(35);
 /// Forwarded by us, not by a client.
 pub(crate) const TRANSFER: &str = "internal.Transfer";
 pub(crate) const REGISTER: &str = "internal.Register";
+/// Makes the topic of consumer groups.
+pub(crate) const CREATE_GROUPS: &str = "internal.CreateGroups";
+/// Ends and ages of partitions that the receiver leads.
+pub(crate) const POSITIONS: &str = "internal.Positions";
 pub(crate) const FINISH_REASSIGN: &str = "internal.FinishReassign";
 
 /// A broker's replica of the metadata group: as unique as its data directory, so that nobody has to hand it out.
@@ -234,8 +239,25 @@ pub(crate) async fn forwarded(
     broker: i32,
     request: pb::ForwardRequest,
 ) -> Result<(bytes::Bytes, u64), ApiError> {
+    answered(peers.forward(broker, request, FORWARD_TIMEOUT).await?)
+}
+
+/// As [`forwarded`], in less time, and for what changes no metadata.
+///
+/// # Errors
+/// As [`forwarded`].
+pub(crate) async fn forwarded_within(
+    peers: &Peers,
+    broker: i32,
+    request: pb::ForwardRequest,
+    timeout: Duration,
+) -> Result<bytes::Bytes, ApiError> {
+    let answer = peers.forward(broker, request, timeout).await?;
+    answered(answer).map(|(payload, _)| payload)
+}
+
+fn answered(answer: pb::ForwardResponse) -> Result<(bytes::Bytes, u64), ApiError> {
     use pb::forward_response::Outcome;
-    let answer = peers.forward(broker, request, FORWARD_TIMEOUT).await?;
     match answer.outcome {
         Some(Outcome::Payload(payload)) => Ok((payload, answer.revision)),
         Some(Outcome::Error(error)) => Err(ApiError::from_item(&error)),
@@ -266,6 +288,15 @@ impl Node {
                 let identity = pb::PeerIdentity::decode(request.payload).map_err(malformed)?;
                 register(&core, &identity).await?;
                 Ok(bytes::Bytes::new())
+            }
+            CREATE_GROUPS => {
+                groups::serve::log::create(&core).await?;
+                Ok(bytes::Bytes::new())
+            }
+            POSITIONS => {
+                let wanted = pb::PositionsRequest::decode(request.payload).map_err(malformed)?;
+                let answer = groups::serve::positions::answer(&core, wanted).await?;
+                Ok(answer.encode_to_vec().into())
             }
             FINISH_REASSIGN => {
                 let finish = pb::FinishReassign::decode(request.payload).map_err(malformed)?;

@@ -14,8 +14,8 @@ pub use load::{ConfigError, Overrides, load};
 pub(crate) use nearest::nearest;
 pub use reference::{default_file, explain, reference_markdown};
 pub use schema::{
-    BrokerConfig, BrokerSection, ClusterSection, Key, LimitsSection, ListenSection, LogSection,
-    LoggingSection, ShutdownSection, StorageSection, keys,
+    BrokerConfig, BrokerSection, ClusterSection, GroupsSection, Key, LimitsSection, ListenSection,
+    LogSection, LoggingSection, ShutdownSection, StorageSection, keys,
 };
 pub use setting::{HostPorts, LogFormat, Maybe, Setting};
 pub use units::{ByteSize, Span};

@@ -251,6 +251,22 @@ sections! {
         metadata_image_commands: u64 = 20_000, 16 => 10_000_000;
     }
 
+    /// Consumer groups.
+    groups: GroupsSection {
+        /// How long a member may be silent that does not ask for another session timeout.
+        session_timeout: Span = Span(10 * SECOND), Span(500) => Span(1800 * SECOND);
+        /// How long a member may take to release partitions, if it does not ask for another rebalance timeout.
+        rebalance_timeout: Span = Span(60 * SECOND), Span(SECOND) => Span(3600 * SECOND);
+        /// How long an application may go without a poll, if its member does not ask for another interval.
+        max_poll_interval: Span = Span(300 * SECOND), Span(SECOND) => Span(DAY);
+        /// Committed offsets are kept for this long after their group has lost its last member.
+        offsets_retention: Span = Span(7 * DAY), Span(SECOND) => Span(CENTURY);
+        /// Members of one group.
+        members_max: usize = 10_000, 1 => 100_000;
+        /// Groups of one coordinator; a sixteenth of all groups.
+        groups_max: usize = 100_000, 1 => 10_000_000;
+    }
+
     /// Log lines of the process.
     logging: LoggingSection {
         /// What to log, as a filter: `info`, or `info,timberline_broker=debug`.

@@ -38,10 +38,13 @@ macro_rules! changes {
                     let request = decode(request.payload)?;
                     encode(services.$call(Request::new(request)).await)
                 })*
-                other => Err(ApiError::new(
-                    Reason::NotSupported,
-                    format!("`{other}` is nothing that brokers hand on"),
-                )),
+                other => match super::group::perform(services, other, request.payload).await {
+                    Some(outcome) => outcome,
+                    None => Err(ApiError::new(
+                        Reason::NotSupported,
+                        format!("`{other}` is nothing that brokers hand on"),
+                    )),
+                },
             }
         }
     };
@@ -63,11 +66,11 @@ changes! {
     "CancelOperation" => cancel_operation,
 }
 
-fn decode<Q: Message + Default>(payload: Bytes) -> Result<Q, ApiError> {
+pub(super) fn decode<Q: Message + Default>(payload: Bytes) -> Result<Q, ApiError> {
     Q::decode(payload).map_err(|error| ApiError::new(Reason::MalformedMessage, error.to_string()))
 }
 
-fn encode<R: Message>(response: Result<Response<R>, Status>) -> Result<Bytes, ApiError> {
+pub(super) fn encode<R: Message>(response: Result<Response<R>, Status>) -> Result<Bytes, ApiError> {
     match response {
         Ok(response) => Ok(response.into_inner().encode_to_vec().into()),
         Err(status) => Err(ApiError::from_status(&status)),

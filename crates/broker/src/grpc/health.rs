@@ -10,6 +10,7 @@ const SERVICES: &[&str] = &[
     "timberline.v1.ConsumerService",
     "timberline.v1.MetadataService",
     "timberline.v1.AdminService",
+    "timberline.v1.GroupService",
 ];
 
 /// Sets what health checks are told.

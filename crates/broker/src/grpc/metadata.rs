@@ -206,11 +206,17 @@ pub(super) fn topic_info(core: &Core, topic: &Topic) -> TopicInfo {
             removing: brokers_of(&mut partition.removing()),
         }
     });
+    let internal = is_internal(&topic.name);
+    // Those of the broker grow with the cluster.
+    let replicas = topic.partitions.iter().map(|one| one.replicas.len() as i32);
     TopicInfo {
         name: topic.name.clone(),
         topic_id: id_bytes(topic.id),
         partitions: partitions.collect(),
-        replication_factor: topic.replication_factor,
-        internal: is_internal(&topic.name),
+        replication_factor: match internal {
+            true => replicas.min().unwrap_or(topic.replication_factor),
+            false => topic.replication_factor,
+        },
+        internal,
     }
 }

@@ -6,6 +6,7 @@ mod convert;
 mod fetch_once;
 mod fetch_stream;
 mod forward;
+mod group;
 mod health;
 mod metadata;
 mod produce_once;

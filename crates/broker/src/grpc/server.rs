@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use timberline_proto::v1::admin_service_server::AdminServiceServer;
 use timberline_proto::v1::consumer_service_server::ConsumerServiceServer;
+use timberline_proto::v1::group_service_server::GroupServiceServer;
 use timberline_proto::v1::metadata_service_server::MetadataServiceServer;
 use timberline_proto::v1::producer_service_server::ProducerServiceServer;
 use tokio::task::JoinHandle;
@@ -64,6 +65,7 @@ pub(crate) fn serve(
         .add_service(
             MetadataServiceServer::new(services.clone()).max_decoding_message_size(receive),
         )
+        .add_service(GroupServiceServer::new(services.clone()).max_decoding_message_size(receive))
         .add_service(AdminServiceServer::new(services).max_decoding_message_size(receive))
         .add_service(health_service)
         .add_service(descriptors().build_v1().map_err(reflection)?)

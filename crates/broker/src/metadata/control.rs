@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use timberline_proto::internal::metadata_command::Command;
 use uuid::Uuid;
 
+use super::growth::{self, Growth};
 use super::leaders::{self, LeaderMove};
 use super::moves::{self, Move, View, Why};
 use super::plan;
@@ -34,6 +35,8 @@ pub(crate) enum Action {
         planned: Move,
         operation: Option<Uuid>,
     },
+    /// Give a partition of an internal topic further replicas.
+    Grow(Growth),
     /// A group has left its joint configuration with these voters, by replica id: its leader says so, no round does.
     Finish {
         topic: Uuid,
@@ -59,6 +62,7 @@ impl Action {
                 plan::turn_back(table, *topic, *partition, now_ms)
             }
             Action::Replace { planned, operation } => plan::replace(table, planned, *operation),
+            Action::Grow(growth) => plan::grow(table, growth),
             Action::Finish {
                 topic,
                 partition,
@@ -99,6 +103,10 @@ pub(crate) fn actions(table: &Table, soft: &Soft<'_>, now_ms: i64) -> Vec<Action
         planned,
         operation: operation_of(table, &planned, balance),
     }));
+    if idle {
+        let growth = growth::growth(table, soft.view.live).into_iter();
+        actions.extend(growth.map(Action::Grow));
+    }
     if idle && balance.is_some() {
         let orders = leaders::level_preferred(table).into_iter();
         actions.extend(orders.map(|(topic, partition, replicas)| Action::Prefer {

@@ -98,6 +98,12 @@ impl Directory {
         self.topics.read().by_id.get(&id).map(Arc::clone)
     }
 
+    pub(crate) fn by_name(&self, name: &str) -> Option<Arc<TopicHandle>> {
+        let topics = self.topics.read();
+        let id = topics.by_name.get(name)?;
+        topics.by_id.get(id).map(Arc::clone)
+    }
+
     /// # Errors
     /// `UNKNOWN_TOPIC`, or `INVALID_ARGUMENT` for an id that is not 16 bytes.
     pub(crate) fn by_id_bytes(&self, bytes: &[u8]) -> Result<Arc<TopicHandle>, ApiError> {

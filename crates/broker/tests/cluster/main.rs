@@ -14,6 +14,7 @@ mod support;
 
 mod failover;
 mod founding;
+mod groups;
 mod loss;
 mod metadata;
 mod operations;

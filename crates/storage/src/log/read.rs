@@ -154,6 +154,43 @@ impl Log {
         }
     }
 
+    /// When the record at this offset, or else the next one there is, was appended, ms since the epoch; `None` at the high
+    /// watermark. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where that can't be told, I/O errors.
+    pub fn append_time_of(self: &Arc<Self>, offset: i64) -> Result<Option<i64>> {
+        let mut cursor = self.cursor(offset.max(self.log_start()));
+        loop {
+            if cursor.offset >= self.high_watermark() {
+                return Ok(None);
+            }
+            match self.locate(&mut cursor)? {
+                Step::End => return Ok(None),
+                Step::Cold(segment, task) => ColdRead {
+                    log: self.clone(),
+                    segment,
+                    task,
+                }
+                .run()?,
+                Step::At(segment, mut pos) => {
+                    let trusted = segment.trusted_until(pos);
+                    while pos < trusted {
+                        let bytes = segment.slice(&self.shared, pos, FRAME_HEADER_LEN)?;
+                        let Ok(header) = FrameHeader::decode(&bytes) else {
+                            return Err(self.trusted_is_bad(&segment, pos, cursor.offset));
+                        };
+                        if header.kind == EntryKind::Data && header.next_offset() > cursor.offset {
+                            return Ok(Some(header.append_time_ms));
+                        }
+                        pos += header.frame_len();
+                    }
+                    cursor.at = Some((segment, pos));
+                }
+            }
+        }
+    }
+
     /// The trusted position where the cursor's next frame lies.
     fn locate(&self, cursor: &mut Cursor) -> Result<Step> {
         if cursor.at.is_none() {

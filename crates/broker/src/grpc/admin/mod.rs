@@ -45,6 +45,13 @@ impl AdminService for Services {
             Operation::Create,
             request,
             async |core, request| {
+                if is_internal(&request.name) {
+                    return Err(ApiError::new(
+                        Reason::InvalidTopicName,
+                        "names that begin with `__` are the broker's own",
+                    )
+                    .with_field("name"));
+                }
                 let live = core.leadership.live_brokers();
                 let new = NewTopic {
                     name: &request.name,

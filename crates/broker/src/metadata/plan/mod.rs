@@ -22,8 +22,8 @@ pub(crate) use brokers::{
 };
 pub(crate) use operations::{cancel, known_operation, remaining, settle};
 pub(crate) use partitions::{
-    MovePartition, begin_balance, finish_reassign, move_partition, new_leader, prefer, replace,
-    turn_back,
+    MovePartition, begin_balance, finish_reassign, grow, move_partition, new_leader, prefer,
+    replace, turn_back,
 };
 
 /// Longest request id, in bytes.
@@ -307,17 +307,25 @@ pub(crate) fn raise_epoch(table: &Table, id: i64, epoch: i32) -> Result<Option<C
     Ok((grant.epoch < PRODUCER_EPOCH_MAX).then_some(Command::GrantEpoch(grant)))
 }
 
+fn check_not_internal(topic: &Topic) -> Result<(), ApiError> {
+    match name::is_internal(&topic.name) {
+        true => Err(ApiError::invalid(
+            "topic",
+            format!(
+                "`{}` is internal: the broker looks after it itself",
+                topic.name
+            ),
+        )),
+        false => Ok(()),
+    }
+}
+
 /// The command that deletes a topic.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` for a topic that the broker keeps for itself.
 pub(crate) fn delete_topic(topic: &Topic) -> Result<Command, ApiError> {
-    if name::is_internal(&topic.name) {
-        return Err(ApiError::invalid(
-            "topic",
-            "an internal topic can't be deleted",
-        ));
-    }
+    check_not_internal(topic)?;
     Ok(Command::DeleteTopic(pb::DeleteTopic {
         topic_id: id_bytes(topic.id),
     }))
@@ -326,7 +334,7 @@ pub(crate) fn delete_topic(topic: &Topic) -> Result<Command, ApiError> {
 /// The command that raises a topic's number of partitions to `total`.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT` when it would not grow or grows beyond the bounds, `INVALID_REPLICATION_FACTOR` when fewer brokers are
+/// `INVALID_ARGUMENT` for an internal topic, when it would not grow or grows beyond the bounds, `INVALID_REPLICATION_FACTOR` when fewer brokers are
 /// active than it has replicas.
 pub(crate) fn add_partitions(
     table: &Table,
@@ -335,6 +343,7 @@ pub(crate) fn add_partitions(
     live: &BTreeSet<i32>,
     bounds: &Bounds,
 ) -> Result<Command, ApiError> {
+    check_not_internal(topic)?;
     let existing = topic.partitions.len();
     check_partitions(total, existing, table, bounds)?;
     let total = total as usize;
@@ -364,6 +373,7 @@ pub(crate) fn alter_config(
     changes: &[ConfigChange],
     bounds: &Bounds,
 ) -> Result<Command, ApiError> {
+    check_not_internal(topic)?;
     if changes.is_empty() || changes.len() > CONFIG_CHANGES_MAX {
         return Err(ApiError::invalid(
             "changes",

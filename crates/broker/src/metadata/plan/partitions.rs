@@ -7,6 +7,7 @@ use timberline_proto::internal::{self as pb, metadata_command::Command};
 use uuid::Uuid;
 
 use super::known_broker;
+use crate::metadata::growth::Growth;
 use crate::metadata::moves::Move;
 use crate::metadata::placement::Placement;
 use crate::metadata::table::{
@@ -176,6 +177,26 @@ pub(crate) fn replace(table: &Table, planned: &Move, operation: Option<Uuid>) ->
     let distinct: HashSet<i32> = target.iter().map(|replica| replica.broker).collect();
     let fits = distinct.len() == target.len();
     fits.then(|| command(topic.id, planned.partition, &target, operation, None))
+}
+
+/// The command that gives a partition further replicas. `None` when the table has changed so that it does not fit any more.
+pub(crate) fn grow(table: &Table, growth: &Growth) -> Option<Command> {
+    let topic = table.topic(growth.topic)?;
+    let partition = topic.partition(growth.partition)?;
+    let there = |id: &i32| table.brokers().get(id).is_some_and(Broker::is_active);
+    if partition.reassign.is_some() || !growth.brokers.iter().all(there) {
+        return None;
+    }
+    let new = (table.next_replica_id()..).zip(&growth.brokers);
+    let new = new.map(|(id, broker)| Replica {
+        id,
+        broker: *broker,
+        lost: false,
+    });
+    let target: Vec<Replica> = partition.replicas.iter().copied().chain(new).collect();
+    let distinct: HashSet<i32> = target.iter().map(|replica| replica.broker).collect();
+    let fits = distinct.len() == target.len();
+    fits.then(|| command(topic.id, growth.partition, &target, None, None))
 }
 
 /// The ids by which the change in flight of a partition is known.
