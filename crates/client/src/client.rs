@@ -14,6 +14,7 @@ use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::consumer::{Consumer, Position};
 use crate::error::{Error, Result};
+use crate::group::{GroupConsumer, GroupOptions, RebalanceListener};
 use crate::metadata::{MetadataCache, TopicView};
 use crate::options::{ClientOptions, ConsumerOptions, ProducerOptions};
 use crate::producer::Producer;
@@ -108,6 +109,35 @@ impl Client {
     pub async fn consumer(&self, options: ConsumerOptions) -> Result<Consumer> {
         options.check()?;
         Ok(Consumer::start(self.clone(), options))
+    }
+
+    /// A member of a group: the coordinator gives it partitions to read.
+    ///
+    /// It joins in the background; what is refused comes from [`GroupConsumer::recv`].
+    ///
+    /// Cancel-safe: nothing is left behind.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub async fn group_consumer(&self, options: GroupOptions) -> Result<GroupConsumer> {
+        options.check()?;
+        Ok(GroupConsumer::start(self.clone(), options, None))
+    }
+
+    /// As [`group_consumer`](Self::group_consumer), with a listener that is told when partitions come and go.
+    ///
+    /// Cancel-safe: nothing is left behind.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub async fn group_consumer_with(
+        &self,
+        options: GroupOptions,
+        listener: impl RebalanceListener,
+    ) -> Result<GroupConsumer> {
+        options.check()?;
+        let listener = Arc::new(listener);
+        Ok(GroupConsumer::start(self.clone(), options, Some(listener)))
     }
 
     /// A topic and where its partitions are; from the cache if it is young enough.
@@ -322,6 +352,23 @@ impl Client {
                 return Err(error);
             }
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Where a position of a partition is; the id says which topic of this name is meant.
+    pub(crate) async fn start_of(
+        &self,
+        topic: &str,
+        topic_id: [u8; 16],
+        partition: i32,
+        from: Position,
+    ) -> Result<i64> {
+        match from {
+            Position::Offset(offset) => Ok(offset),
+            _ => {
+                let by_id = by_id(topic_id);
+                self.offset_of(topic, by_id, partition, from).await
+            }
         }
     }
 
@@ -620,6 +667,12 @@ pub(crate) fn leader_hint(error: &ApiError) -> Option<LeaderHint> {
 pub(crate) fn by_name(name: &str) -> v1::TopicRef {
     v1::TopicRef {
         r#ref: Some(v1::topic_ref::Ref::Name(name.to_owned())),
+    }
+}
+
+pub(crate) fn by_id(topic_id: [u8; 16]) -> v1::TopicRef {
+    v1::TopicRef {
+        r#ref: Some(v1::topic_ref::Ref::Id(topic_id.to_vec().into())),
     }
 }
 
