@@ -325,6 +325,23 @@ impl Client {
         }
     }
 
+    /// Where a position of a partition is; the id says which topic of this name is meant.
+    pub(crate) async fn start_of(
+        &self,
+        topic: &str,
+        topic_id: [u8; 16],
+        partition: i32,
+        from: Position,
+    ) -> Result<i64> {
+        match from {
+            Position::Offset(offset) => Ok(offset),
+            _ => {
+                let by_id = by_id(topic_id);
+                self.offset_of(topic, by_id, partition, from).await
+            }
+        }
+    }
+
     /// The offset of a position. The topic is named for the way to its leaders; `by` says which one is meant.
     pub(crate) async fn offset_of(
         &self,
@@ -620,6 +637,12 @@ pub(crate) fn leader_hint(error: &ApiError) -> Option<LeaderHint> {
 pub(crate) fn by_name(name: &str) -> v1::TopicRef {
     v1::TopicRef {
         r#ref: Some(v1::topic_ref::Ref::Name(name.to_owned())),
+    }
+}
+
+pub(crate) fn by_id(topic_id: [u8; 16]) -> v1::TopicRef {
+    v1::TopicRef {
+        r#ref: Some(v1::topic_ref::Ref::Id(topic_id.to_vec().into())),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The task behind a consumer: one fetch stream per broker, assignments on it, bytes granted as they are consumed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::backoff::Backoff;
-use crate::client::{Client, leader_hint};
+use crate::client::{Client, by_id, leader_hint};
 use crate::consumer::Position;
 use crate::consumer::shared::{Credit, Item, Outage, Shared, Wanted};
 use crate::consumer::stream::{self, News, StreamId};
@@ -156,6 +156,7 @@ impl Driver {
     /// Makes the assignments those that the application wants.
     fn follow(&mut self) {
         let wanted = self.shared.wanted.lock().clone();
+        let is_wanted: HashSet<_> = wanted.values().map(Wanted::key).collect();
         let gone = self
             .assignments
             .keys()
@@ -165,20 +166,17 @@ impl Driver {
             let Some(assignment) = self.assignments.remove(&id) else {
                 continue;
             };
-            let same = |other: &Wanted| {
-                other.topic_id == assignment.wanted.topic_id
-                    && other.partition == assignment.wanted.partition
-            };
             // An assignment of the same partition moves it on the stream by itself.
-            if assignment.state == State::Sent && !wanted.values().any(same) {
+            if assignment.state == State::Sent && !is_wanted.contains(&assignment.wanted.key()) {
                 self.ask(assignment.route, remove(&assignment));
             }
         }
+        let mut new_of_topics = BTreeSet::new();
         for (id, wanted) in wanted {
             if self.assignments.contains_key(&id) {
                 continue;
             }
-            let topic = wanted.topic.clone();
+            new_of_topics.insert(wanted.topic.clone());
             let assignment = Assignment {
                 next_offset: wanted.offset,
                 wanted,
@@ -189,6 +187,8 @@ impl Driver {
                 backoff: self.backoff(),
             };
             self.assignments.insert(id, assignment);
+        }
+        for topic in new_of_topics {
             match self.client.cached_topic(&topic) {
                 Some(view) => self.apply_leaders(&view),
                 None => self.locate(topic),
@@ -330,7 +330,7 @@ impl Driver {
                 if let Some(assignment) = self.assignments.get(&progress.assignment_id) {
                     assignment
                         .wanted
-                        .news
+                        .progress
                         .high_watermark
                         .store(progress.high_watermark, Ordering::Relaxed);
                 }
@@ -459,7 +459,7 @@ impl Driver {
         };
         assignment
             .wanted
-            .news
+            .progress
             .high_watermark
             .store(data.high_watermark, Ordering::Relaxed);
         assignment.leader_epoch = Some(data.leader_epoch);
@@ -571,9 +571,7 @@ impl Driver {
         tracing::warn!(topic = %wanted.topic, partition = wanted.partition, offset = assignment.next_offset,
             ?to, "position is out of range: resetting it");
         assignment.state = State::Resetting;
-        let topic = v1::TopicRef {
-            r#ref: Some(v1::topic_ref::Ref::Id(wanted.topic_id.to_vec().into())),
-        };
+        let topic = by_id(wanted.topic_id);
         let (client, name, partition, reply) = (
             self.client.clone(),
             wanted.topic.clone(),

@@ -18,19 +18,33 @@ pub(crate) struct Wanted {
     pub(crate) topic_id: [u8; 16],
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    pub(crate) news: Arc<Watermarks>,
+    pub(crate) progress: Arc<Progress>,
 }
 
-/// What was last heard of a partition's ends; −1 before the first news.
+impl Wanted {
+    /// Names the partition, whatever the assignment.
+    pub(crate) fn key(&self) -> ([u8; 16], i32) {
+        (self.topic_id, self.partition)
+    }
+}
+
+/// How far a partition is, for those who look from outside; −1 before the first news.
 #[derive(Debug)]
-pub(crate) struct Watermarks {
+pub(crate) struct Progress {
+    /// One after the last readable offset, as last heard.
     pub(crate) high_watermark: AtomicI64,
+    /// The application is done with what comes before.
+    pub(crate) done: AtomicI64,
+    /// The application went back on purpose: the next commit may be lower than the one before.
+    pub(crate) rewound: AtomicBool,
 }
 
-impl Default for Watermarks {
+impl Default for Progress {
     fn default() -> Self {
-        Watermarks {
+        Progress {
             high_watermark: AtomicI64::new(-1),
+            done: AtomicI64::new(-1),
+            rewound: AtomicBool::new(false),
         }
     }
 }
@@ -83,10 +97,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn change(&self, remove: Option<u64>, add: Option<(u64, Wanted)>) {
+    pub(crate) fn change(&self, remove: &[u64], add: Vec<(u64, Wanted)>) {
         let mut wanted = self.wanted.lock();
-        if let Some(id) = remove {
-            wanted.remove(&id);
+        for id in remove {
+            wanted.remove(id);
         }
         wanted.extend(add);
         drop(wanted);
