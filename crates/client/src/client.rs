@@ -14,6 +14,7 @@ use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::consumer::{Consumer, Position};
 use crate::error::{Error, Result};
+use crate::group::{GroupConsumer, GroupOptions, RebalanceListener};
 use crate::metadata::{MetadataCache, TopicView};
 use crate::options::{ClientOptions, ConsumerOptions, ProducerOptions};
 use crate::producer::Producer;
@@ -108,6 +109,35 @@ impl Client {
     pub async fn consumer(&self, options: ConsumerOptions) -> Result<Consumer> {
         options.check()?;
         Ok(Consumer::start(self.clone(), options))
+    }
+
+    /// A member of a group: the coordinator gives it partitions to read.
+    ///
+    /// It joins in the background; what is refused comes from [`GroupConsumer::recv`].
+    ///
+    /// Cancel-safe: nothing is left behind.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub async fn group_consumer(&self, options: GroupOptions) -> Result<GroupConsumer> {
+        options.check()?;
+        Ok(GroupConsumer::start(self.clone(), options, None))
+    }
+
+    /// As [`group_consumer`](Self::group_consumer), with a listener that is told when partitions come and go.
+    ///
+    /// Cancel-safe: nothing is left behind.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub async fn group_consumer_with(
+        &self,
+        options: GroupOptions,
+        listener: impl RebalanceListener,
+    ) -> Result<GroupConsumer> {
+        options.check()?;
+        let listener = Arc::new(listener);
+        Ok(GroupConsumer::start(self.clone(), options, Some(listener)))
     }
 
     /// A topic and where its partitions are; from the cache if it is young enough.

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use timberline_proto::v1;
 use timberline_proto::v1::admin_service_client::AdminServiceClient;
 use timberline_proto::v1::consumer_service_client::ConsumerServiceClient;
+use timberline_proto::v1::group_service_client::GroupServiceClient;
 use timberline_proto::v1::metadata_service_client::MetadataServiceClient;
 use timberline_proto::v1::producer_service_client::ProducerServiceClient;
 use tokio::net::TcpStream;
@@ -120,6 +121,12 @@ impl Connection {
     pub(crate) fn consumer(&self) -> ConsumerServiceClient<Connection> {
         ConsumerServiceClient::with_origin(self.clone(), self.origin.clone())
             .max_decoding_message_size(self.max_message_bytes)
+    }
+
+    pub(crate) fn group(&self) -> GroupServiceClient<Connection> {
+        GroupServiceClient::with_origin(self.clone(), self.origin.clone())
+            .max_decoding_message_size(self.max_message_bytes)
+            .max_encoding_message_size(usize::MAX)
     }
 
     pub(crate) fn metadata(&self) -> MetadataServiceClient<Connection> {

@@ -144,7 +144,9 @@ pub enum Error {
     },
 
     /// The partition is not assigned to this consumer.
-    #[error("{topic}/{partition} is not assigned to this consumer: call assign() first")]
+    #[error(
+        "{topic}/{partition} is not assigned to this consumer: assign it first, or leave it to the member of the group that has it"
+    )]
     NotAssigned {
         /// The topic.
         topic: String,
@@ -155,6 +157,26 @@ pub enum Error {
     /// The consumer has no partition to read from, so that waiting would never end.
     #[error("no partition is assigned: call assign() before recv()")]
     NothingAssigned,
+
+    /// The group has committed nothing in this partition and the consumer's policy is to say so.
+    #[error(
+        "group {group} has no committed offset in {topic}/{partition}. Seek to earliest, to latest or to an offset"
+    )]
+    NoCommittedOffset {
+        /// The group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+    },
+
+    /// Too many commits wait for their answers.
+    #[error("{limit} commits wait for an answer: await some of them, or commit less often")]
+    TooManyCommits {
+        /// How many may wait.
+        limit: usize,
+    },
 
     /// The peer broke the protocol.
     #[error(
@@ -184,6 +206,7 @@ impl Error {
             | Error::Timeout { .. }
             | Error::BufferFull
             | Error::TopicNotReady { .. }
+            | Error::TooManyCommits { .. }
             | Error::DeliveryTimeout { .. } => true,
             _ => false,
         }

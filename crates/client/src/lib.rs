@@ -4,7 +4,8 @@
 //! - a [`Producer`]: batches records per partition, sends them in order, retries them with the same sequence
 //!   numbers, and resolves a [`Delivery`] per record;
 //! - a [`Consumer`]: reads partitions assigned by hand, with prefetch bounded in bytes;
-//! - an [`Admin`]: topics, configuration, offsets.
+//! - a [`GroupConsumer`]: reads the partitions that its group's coordinator gives it, and commits how far it is;
+//! - an [`Admin`]: topics, configuration, offsets, groups.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), timberline_client::Error> {
@@ -34,6 +35,7 @@ mod client;
 mod connection;
 mod consumer;
 mod error;
+mod group;
 mod metadata;
 mod operations;
 mod options;
@@ -44,6 +46,10 @@ pub use admin::{Admin, TrimTarget};
 pub use client::Client;
 pub use consumer::{BatchRecord, ConsumedRecord, Consumer, Outage, Position, RecordBatch};
 pub use error::{Error, Result};
+pub use group::{
+    AssignedPartition, Assignor, Committer, GroupConsumer, GroupOptions, ListenerFuture,
+    MemberState, OffsetCommit, PendingCommit, RebalanceListener, Revocation, TopicPartition,
+};
 pub use operations::{
     BrokerState, CanStop, FragileRack, LeaderMove, Operation, OperationKind, OperationState,
     PartitionAtRisk, Reassignment, ReplicaMove,

@@ -19,6 +19,7 @@ macro_rules! builders {
         )*
     };
 }
+pub(crate) use builders;
 
 /// How a client reaches the cluster.
 #[derive(Clone, Debug)]
@@ -303,7 +304,7 @@ impl ConsumerOptions {
     }
 }
 
-fn ensure(holds: bool, option: &'static str, message: &str) -> Result<()> {
+pub(crate) fn ensure(holds: bool, option: &'static str, message: &str) -> Result<()> {
     if holds {
         return Ok(());
     }
