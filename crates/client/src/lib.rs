@@ -30,6 +30,7 @@
 
 mod admin;
 mod admin_cluster;
+mod admin_groups;
 mod backoff;
 mod client;
 mod connection;
@@ -43,6 +44,10 @@ mod producer;
 mod types;
 
 pub use admin::{Admin, TrimTarget};
+pub use admin_groups::{
+    CommittedOffset, Coordinator, GroupDescription, GroupList, GroupMember, GroupPartition,
+    GroupState, GroupSummary, OffsetOutcome, ResetOutcome, ResetTarget, ResetTo, TopicSelection,
+};
 pub use client::Client;
 pub use consumer::{BatchRecord, ConsumedRecord, Consumer, Outage, Position, RecordBatch};
 pub use error::{Error, Result};
