@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::CompletionCandidate;
 use clap_complete::env::Shells;
-use timberline_client::{Client, ClientOptions};
+use timberline_client::{Admin, Client, ClientOptions};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
@@ -61,26 +61,42 @@ pub(crate) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
 
 /// The topics of the cluster that the environment names. None when it can't be reached at once.
 pub(crate) fn topics() -> Vec<CompletionCandidate> {
-    let ask = async {
-        let bootstrap =
-            std::env::var("TIMBERLINE_BOOTSTRAP").unwrap_or("127.0.0.1:7071".to_owned());
-        let options = ClientOptions::default().bootstrap([bootstrap]);
-        let client = Client::connect(options).await.ok()?;
-        client.admin().list_topics(false).await.ok()
-    };
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    else {
-        return Vec::new();
-    };
-    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask).await });
-    let topics = answer.ok().flatten().unwrap_or_default();
+    let topics = ask(async |admin| admin.list_topics(false).await.ok());
     topics
+        .unwrap_or_default()
         .into_iter()
         .map(|topic| {
             let help = count(topic.partitions.len(), "partition");
             CompletionCandidate::new(topic.name).help(Some(help.into()))
         })
         .collect()
+}
+
+/// The groups of that cluster, likewise.
+pub(crate) fn groups() -> Vec<CompletionCandidate> {
+    let listed = ask(async |admin| admin.list_groups("").await.ok());
+    let groups = listed.map(|listed| listed.groups).unwrap_or_default();
+    groups
+        .into_iter()
+        .map(|group| {
+            let help = count(group.members, "member");
+            CompletionCandidate::new(group.group).help(Some(help.into()))
+        })
+        .collect()
+}
+
+fn ask<T>(question: impl AsyncFnOnce(Admin) -> Option<T>) -> Option<T> {
+    let asked = async {
+        let bootstrap =
+            std::env::var("TIMBERLINE_BOOTSTRAP").unwrap_or("127.0.0.1:7071".to_owned());
+        let options = ClientOptions::default().bootstrap([bootstrap]);
+        let client = Client::connect(options).await.ok()?;
+        question(client.admin()).await
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .ok()?;
+    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await });
+    answer.ok().flatten()
 }

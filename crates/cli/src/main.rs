@@ -13,6 +13,7 @@ mod broker;
 mod cli;
 mod cluster;
 mod complete;
+mod confirm;
 mod connect;
 mod consume;
 mod demo;
@@ -20,6 +21,7 @@ mod dev;
 mod drill;
 mod explain;
 mod failure;
+mod group;
 mod json;
 mod output;
 mod partition;
@@ -65,6 +67,7 @@ fn run(command: cli::Command) -> Result<(), Failure> {
         Command::Topic(args) => clients()?.block_on(topic::run(args)),
         Command::Produce(args) => clients()?.block_on(Box::pin(produce::run(args))),
         Command::Consume(args) => clients()?.block_on(Box::pin(consume::run(args))),
+        Command::Group(args) => clients()?.block_on(Box::pin(group::run(args))),
         Command::Cluster(args) => clients()?.block_on(Box::pin(cluster::run(args))),
         Command::Partition(args) => clients()?.block_on(Box::pin(partition::run(args))),
         Command::Broker(args) => clients()?.block_on(Box::pin(broker::run(args))),

@@ -1,7 +1,6 @@
 //! `timberline topic`.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal, Write};
 
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCandidates;
@@ -12,6 +11,7 @@ use timberline_client::{
 };
 
 use crate::complete::topics;
+use crate::confirm::confirm;
 use crate::connect::ClientArgs;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, print};
@@ -466,7 +466,7 @@ async fn trim(args: TrimArgs) -> Result<(), Failure> {
             .collect();
     }
     if !args.dry_run && !args.yes {
-        confirm(&args.topic, "delete these records for good")?;
+        confirm("topic's name", &args.topic, "delete these records for good")?;
     }
     let targets: Vec<_> = partitions
         .into_iter()
@@ -513,7 +513,7 @@ async fn delete(args: DeleteArgs) -> Result<(), Failure> {
     admin.delete_topic(&args.topic, true).await?;
     if !args.dry_run {
         if !args.yes {
-            confirm(&args.topic, "delete it and all its records")?;
+            confirm("topic's name", &args.topic, "delete it and all its records")?;
         }
         admin.delete_topic(&args.topic, false).await?;
     }
@@ -526,26 +526,4 @@ async fn delete(args: DeleteArgs) -> Result<(), Failure> {
         };
         format!("{done} {}\n", args.topic)
     })
-}
-
-/// Asks for the topic's name on standard error, and reads it from standard input, terminal or not.
-fn confirm(topic: &str, what: &str) -> Result<(), Failure> {
-    let mut errors = io::stderr();
-    let _ = write!(errors, "Type the topic's name to {what} ({topic}): ");
-    let _ = errors.flush();
-    let mut line = String::new();
-    let read = io::stdin().read_line(&mut line);
-    if !io::stdin().is_terminal() {
-        let _ = writeln!(errors);
-    }
-    match read {
-        Ok(0) | Err(_) => Err(
-            Failure::usage("nobody typed the topic's name; nothing was changed")
-                .next("Run it on a terminal, or with --yes."),
-        ),
-        Ok(_) if line.trim_end_matches(['\r', '\n']) == topic => Ok(()),
-        Ok(_) => Err(Failure::failed(
-            "that is not the topic's name; nothing was changed",
-        )),
-    }
 }

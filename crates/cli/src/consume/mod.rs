@@ -7,6 +7,7 @@
 //! somebody may be waiting for, it gives up after the time that a call may take.
 
 mod format;
+mod group;
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, StdoutLock, Write};
@@ -19,7 +20,7 @@ use timberline_client::{
     BatchRecord, Client, Consumer, ConsumerOptions, Error, Outage, Position, RecordBatch,
 };
 
-use crate::complete::topics;
+use crate::complete::{groups, topics};
 use crate::connect::ClientArgs;
 use crate::failure::{Failure, UNREACHABLE};
 use crate::json::RecordJson;
@@ -39,6 +40,7 @@ const OUTPUT_BYTES: usize = 256 << 10;
   timberline consume greetings --until-end
   timberline consume greetings --from end                        only what comes from now on
   timberline consume greetings --from -15m -o jsonl
+  timberline consume greetings --group readers                   shared with others of that group
   timberline consume greetings --tail 10 --until-end --format '%p/%o %T %k=%v\n'
   timberline consume files --from beginning --until-end --raw | sha256sum
 
@@ -51,6 +53,15 @@ pub(crate) struct ConsumeArgs {
     /// The topic.
     #[arg(add = ArgValueCandidates::new(topics))]
     topic: String,
+
+    /// Read as a member of this group: its members share the partitions, and it goes on where it stands. With --from beginning or
+    /// end for a group that is new.
+    #[arg(short, long, value_name = "GROUP", add = ArgValueCandidates::new(groups), conflicts_with_all = ["tail", "partitions"])]
+    group: Option<String>,
+
+    /// With --group: a static member, whose restart within the session moves nothing.
+    #[arg(long, value_name = "ID", requires = "group")]
+    instance: Option<String>,
 
     /// Where to begin in each partition: beginning, end, OFFSET or TIME.
     #[arg(short = 's', long, value_name = "FROM", default_value = "beginning", value_parser = parse_from, allow_hyphen_values = true)]
@@ -120,6 +131,9 @@ enum RecordFormat {
 
 pub(crate) async fn run(args: ConsumeArgs) -> Result<(), Failure> {
     let client = args.client.connect().await?;
+    if let Some(group) = &args.group {
+        return group::run(&args, &client, group).await;
+    }
     let plan = Plan::make(&client, &args).await?;
     let mut consumer = client.consumer(ConsumerOptions::default()).await?;
     for (&partition, range) in &plan.ranges {
