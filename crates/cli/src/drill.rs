@@ -1,5 +1,7 @@
 //! `timberline drill`.
 
+mod group;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +35,7 @@ Examples:
   timberline drill rack-loss --times 3 --brokers 6 --racks a,b,c
   timberline drill resize --times 4 --partitions 12
   timberline drill rebuild --size 2GiB --rate 10MB
+  timberline drill group-join --consumers 10 --partitions 900
 
 A gap is the longest time between two acknowledgements that one partition saw within a repetition. With R records a second
 over P partitions, gaps below P/R seconds can't be told from none.")]
@@ -54,6 +57,9 @@ enum DrillCommand {
     /// Two brokers join, replicas move onto them, and two leave for good: old ones, then young ones.
     Resize(LoadArgs),
     Rebuild(RebuildArgs),
+    GroupJoin(group::JoinArgs),
+    GroupKill(group::KillArgs),
+    CoordinatorKill(group::CoordinatorArgs),
 }
 
 /// A replica is built anew under load: how fast, and what producers feel of it.
@@ -159,6 +165,9 @@ pub(crate) async fn run(args: DrillArgs) -> Result<(), Failure> {
         DrillCommand::BrokerLoss(args) => strike(DrillKind::BrokerLoss, args).await,
         DrillCommand::Resize(args) => strike(DrillKind::Resize, args).await,
         DrillCommand::Rebuild(args) => rebuild(args).await,
+        DrillCommand::GroupJoin(args) => group::join(args).await,
+        DrillCommand::GroupKill(args) => group::kill(args).await,
+        DrillCommand::CoordinatorKill(args) => group::coordinator(args).await,
     }
 }
 

@@ -36,6 +36,16 @@ pub enum Error {
         /// For how long.
         after: Duration,
     },
+    /// Nobody reads partitions.
+    #[error(
+        "{partitions} partitions are read by nobody, or not by those who are to, after {after:?}"
+    )]
+    Unread {
+        /// How many are read by nobody.
+        partitions: usize,
+        /// How long was waited for it.
+        after: Duration,
+    },
     /// Nobody leads.
     #[error("not all partitions have a leader after {after:?}")]
     Leaderless {

@@ -9,12 +9,14 @@
 //! repetition, as the application sees it, the repetition's whole course included; a gap that is still open at the end
 //! counts as long as it is. A load of R records a second over P partitions can't tell gaps below P/R seconds from none.
 //!
-//! A `resize` strikes nobody (`resize`), and a `rebuild` has figures of its own ([`rebuild`]).
+//! A `resize` strikes nobody (`resize`), a `rebuild` has figures of its own ([`rebuild`]), and so have
+//! the drills of consumer groups ([`group`]).
 //!
 //! What does not come back within a bound ends the drill; what was measured until then is reported with the failure.
 
 mod books;
 mod gaps;
+pub mod group;
 mod load;
 pub mod rebuild;
 mod resize;
