@@ -128,7 +128,8 @@ struct ProduceArgs {
 #[command(after_help = "\
 Examples:
   timberline bench consume load --records 4000000
-  timberline bench consume load -o json           all that is there now")]
+  timberline bench consume load -o json           all that is there now
+  timberline bench consume load --group readers   as members of a group, which begins where it stands")]
 struct ConsumeArgs {
     #[command(flatten)]
     common: Common,
@@ -138,6 +139,12 @@ struct ConsumeArgs {
     /// Consumers, among which partitions are dealt out [default: one for each core].
     #[arg(long)]
     consumers: Option<usize>,
+    /// Read as members of this group.
+    #[arg(short, long)]
+    group: Option<String>,
+    /// Take records one by one, and not in batches.
+    #[arg(long)]
+    one_by_one: bool,
     /// Bytes fetched ahead by each.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     prefetch: Option<usize>,
@@ -203,6 +210,8 @@ async fn run_consume(args: ConsumeArgs) -> Result<(), Failure> {
     }
     let load = ConsumeLoad {
         consumers: args.consumers,
+        group: args.group,
+        one_by_one: args.one_by_one,
         options,
         starved_after: args.timeout,
         ..ConsumeLoad::new(&args.common.topic, args.records)

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use timberline_client::{Client, Consumer, ConsumerOptions, Position};
+use futures::FutureExt;
+use timberline_client::{
+    Client, ConsumedRecord, Consumer, ConsumerOptions, GroupConsumer, GroupOptions, Position,
+    RecordBatch,
+};
 use tokio::sync::Notify;
 
 use super::BenchReport;
@@ -19,8 +23,12 @@ pub struct ConsumeLoad {
     pub topic: String,
     /// Records in total; `None`: those that are there at the start.
     pub records: Option<u64>,
-    /// Where to begin.
+    /// Where to begin; a group begins where it stands, a new one at the first record there is.
     pub from: Position,
+    /// Read as members of this group, each with auto-commit; `None`: assigned by hand.
+    pub group: Option<String>,
+    /// Take the records one by one, and not in batches.
+    pub one_by_one: bool,
     /// Consumers, each with connections of its own; partitions are dealt out among them. `None`: one for each core,
     /// at most one for each partition.
     pub consumers: Option<usize>,
@@ -37,6 +45,8 @@ impl ConsumeLoad {
             topic: topic.into(),
             records,
             from: Position::Earliest,
+            group: None,
+            one_by_one: false,
             consumers: None,
             options: ConsumerOptions::default(),
             starved_after: Duration::from_secs(30),
@@ -86,17 +96,30 @@ pub async fn consume(
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for first in 0..consumers {
-        let mut consumer = client
-            .consumer(load.options.clone().verify_crc(true))
-            .await?;
-        for partition in (first..partitions).step_by(consumers) {
-            consumer
-                .assign(&load.topic, partition as i32, load.from)
-                .await?;
-        }
-        let (goal, progress) = (Arc::clone(&goal), Arc::clone(&progress));
-        let starved_after = load.starved_after;
-        tasks.spawn(read(consumer, goal, progress, starved_after));
+        let fetch = load.options.clone().verify_crc(true);
+        let source = match &load.group {
+            Some(group) => {
+                let options = GroupOptions::new(group).topics([&load.topic]).fetch(fetch);
+                Source::Group(Box::new(client.group_consumer(options).await?))
+            }
+            None => {
+                let mut consumer = client.consumer(fetch).await?;
+                for partition in (first..partitions).step_by(consumers) {
+                    consumer
+                        .assign(&load.topic, partition as i32, load.from)
+                        .await?;
+                }
+                Source::Assigned(Box::new(consumer))
+            }
+        };
+        let reading = Reading {
+            source,
+            goal: Arc::clone(&goal),
+            progress: Arc::clone(&progress),
+            starved_after: load.starved_after,
+            share: Share::default(),
+        };
+        tasks.spawn(reading.run(load.one_by_one));
     }
     let mut all = Share::default();
     while let Some(share) = tasks.join_next().await {
@@ -139,45 +162,118 @@ async fn there_now(client: &Client, load: &ConsumeLoad, partitions: usize) -> Re
     }
 }
 
-async fn read(
-    mut consumer: Consumer,
+/// Where records come from.
+enum Source {
+    Assigned(Box<Consumer>),
+    Group(Box<GroupConsumer>),
+}
+
+impl Source {
+    async fn batch(&mut self) -> Result<RecordBatch, timberline_client::Error> {
+        match self {
+            Source::Assigned(consumer) => consumer.recv_batch().await,
+            Source::Group(consumer) => consumer.recv_batch().await,
+        }
+    }
+
+    async fn record(&mut self) -> Result<ConsumedRecord, timberline_client::Error> {
+        match self {
+            Source::Assigned(consumer) => consumer.recv().await,
+            Source::Group(consumer) => consumer.recv().await,
+        }
+    }
+}
+
+struct Reading {
+    source: Source,
     goal: Arc<Goal>,
     progress: Arc<AtomicU64>,
     starved_after: Duration,
-) -> Result<Share> {
-    let mut share = Share::default();
-    loop {
-        let reached = goal.reached.notified();
-        if goal.read.load(Ordering::Relaxed) >= goal.wanted {
-            return Ok(share);
+    share: Share,
+}
+
+/// Records taken one by one that are counted at once.
+const COUNTED_AT_ONCE: u64 = 256;
+
+impl Reading {
+    async fn run(mut self, one_by_one: bool) -> Result<Share> {
+        let goal = Arc::clone(&self.goal);
+        loop {
+            let reached = goal.reached.notified();
+            if goal.read.load(Ordering::Relaxed) >= goal.wanted {
+                break;
+            }
+            let taken = async {
+                match one_by_one {
+                    true => self.take_records().await,
+                    false => self.take_batch().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                taken = taken => taken?,
+                () = reached => {}
+            }
         }
+        if let Source::Group(consumer) = self.source {
+            consumer.close().await?;
+        }
+        Ok(self.share)
+    }
+
+    async fn take_batch(&mut self) -> Result<()> {
         let asked = Instant::now();
-        let batch = tokio::select! {
-            biased;
-            batch = tokio::time::timeout(starved_after, consumer.recv_batch()) => batch,
-            () = reached => continue,
-        };
-        let Ok(batch) = batch else {
-            return Err(Error::Starved {
-                read: goal.read.load(Ordering::Relaxed),
-                wanted: goal.wanted,
-                after: starved_after,
-            });
-        };
-        let batch = batch?;
-        share.latencies.add(asked.elapsed());
+        let batch = tokio::time::timeout(self.starved_after, self.source.batch()).await;
+        let batch = batch.map_err(|_| self.starved())??;
+        self.share.latencies.add(asked.elapsed());
         let mut records = 0;
         for record in batch.records() {
             // The optimiser must not find out that nobody looks at it.
             let record = black_box(record?);
-            share.bytes += record.value.as_ref().map_or(0, |value| value.len() as u64);
+            self.share.bytes += record.value.as_ref().map_or(0, |value| value.len() as u64);
             records += 1;
         }
-        share.records += records;
-        share.last = Some(Instant::now());
-        progress.fetch_add(records, Ordering::Relaxed);
+        self.count(records);
+        Ok(())
+    }
+
+    async fn take_records(&mut self) -> Result<()> {
+        let asked = Instant::now();
+        let first = tokio::time::timeout(self.starved_after, self.source.record()).await;
+        let mut record = first.map_err(|_| self.starved())??;
+        self.share.latencies.add(asked.elapsed());
+        let mut records = 0;
+        loop {
+            let taken = black_box(&record);
+            self.share.bytes += taken.value.as_ref().map_or(0, |value| value.len() as u64);
+            records += 1;
+            if records == COUNTED_AT_ONCE {
+                break;
+            }
+            match self.source.record().now_or_never() {
+                Some(next) => record = next?,
+                None => break,
+            }
+        }
+        self.count(records);
+        Ok(())
+    }
+
+    fn count(&mut self, records: u64) {
+        self.share.records += records;
+        self.share.last = Some(Instant::now());
+        self.progress.fetch_add(records, Ordering::Relaxed);
+        let goal = &self.goal;
         if goal.read.fetch_add(records, Ordering::Relaxed) + records >= goal.wanted {
             goal.reached.notify_waiters();
+        }
+    }
+
+    fn starved(&self) -> Error {
+        Error::Starved {
+            read: self.goal.read.load(Ordering::Relaxed),
+            wanted: self.goal.wanted,
+            after: self.starved_after,
         }
     }
 }
