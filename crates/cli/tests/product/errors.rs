@@ -27,9 +27,7 @@ fn what_is_not_built_yet_is_refused_with_exit_code_2() {
         alone(["server", flag, "127.0.0.1:1"]).fails(2, &[flag, "not built yet", "NOT_BUILT"]);
     }
     for words in [
-        &["group", "list"][..],
-        &["drill", "group-join"],
-        &["verify", "replicas"],
+        &["verify", "replicas"][..],
         &["bench", "failover"],
         &["profile"],
     ] {

@@ -14,6 +14,7 @@ mod cluster;
 mod consume;
 mod dev;
 mod errors;
+mod group;
 mod harness;
 mod kill;
 mod produce;

@@ -16,6 +16,7 @@ use timberline_proto::v1::admin_service_server::AdminServiceServer;
 use timberline_proto::v1::consumer_service_server::{ConsumerService, ConsumerServiceServer};
 use timberline_proto::v1::fetch_request::Kind as FetchUp;
 use timberline_proto::v1::fetch_response::Kind as FetchDown;
+use timberline_proto::v1::group_service_server::GroupServiceServer;
 use timberline_proto::v1::metadata_service_server::{MetadataService, MetadataServiceServer};
 use timberline_proto::v1::produce_request::Kind as Up;
 use timberline_proto::v1::produce_response::Kind as Down;
@@ -145,6 +146,7 @@ pub(crate) struct State {
     producers: Mutex<(i64, HashMap<i64, i32>)>,
     pub(crate) init_calls: Mutex<u32>,
     pub(crate) admin: crate::admin::Admin,
+    pub(crate) groups: crate::group::service::Groups,
     pub(crate) granted: Mutex<i64>,
     pub(crate) sent: Mutex<i64>,
 }
@@ -161,8 +163,10 @@ struct Services(Arc<State>);
 impl Broker {
     pub(crate) async fn start(partitions: usize) -> Broker {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            address: listener.local_addr().unwrap(),
+            address,
+            groups: crate::group::service::Groups::new(address.to_string()),
             logs: Mutex::new((0..partitions).map(|_| Log::default()).collect()),
             faults: Mutex::default(),
             appended: Notify::new(),
@@ -217,6 +221,7 @@ impl Broker {
                         .max_encoding_message_size(64 << 20),
                 )
                 .add_service(AdminServiceServer::new(services.0.admin.clone()))
+                .add_service(GroupServiceServer::new(services.0.groups.clone()))
                 .add_service(MetadataServiceServer::new(services))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
@@ -232,6 +237,10 @@ impl Broker {
 
     pub(crate) fn values(&self, partition: usize) -> Vec<Bytes> {
         self.state.logs.lock()[partition].values()
+    }
+
+    pub(crate) fn add_partition(&self) {
+        self.state.logs.lock().push(Log::default());
     }
 
     /// Writes one batch per slice of values into a partition.

@@ -6,6 +6,7 @@
 mod admin;
 mod broker;
 mod consumer;
+mod group;
 mod leaders;
 mod producer;
 
