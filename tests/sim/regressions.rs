@@ -52,3 +52,8 @@ fn an_acceptance_and_the_cut_of_its_entry_in_one_turn() {
 fn an_acceptance_that_became_durable_when_a_newer_term_cut_its_entry() {
     holds(318);
 }
+
+#[test]
+fn a_follower_begins_more_files_than_a_cycle_holds() {
+    holds(2901);
+}

@@ -54,8 +54,10 @@ impl Log {
         room: Room,
     ) -> Option<CycleShare> {
         let mut state = self.state.lock();
-        let small = SMALL_RECORDS * (1 + state.new_files.len() as u64);
-        if cycle.len() + small > room.total {
+        // As many new files as fit: what one follower catches up with may begin more than a cycle holds.
+        let records = room.total.saturating_sub(cycle.len()) / SMALL_RECORDS;
+        let files = records.saturating_sub(1).min(state.new_files.len() as u64) as usize;
+        if records == 0 || files == 0 && !state.new_files.is_empty() {
             return None;
         }
         state.queued = false;
@@ -86,7 +88,9 @@ impl Log {
             share.frames = true;
             share.commit = install.last_index;
         }
-        share.new_files = std::mem::take(&mut state.new_files);
+        let later = state.new_files.split_off(files);
+        share.new_files = std::mem::replace(&mut state.new_files, later);
+        share.more = !state.new_files.is_empty();
         for file in &share.new_files {
             cycle.new_file(&crate::file_header::FileHeader {
                 id: file.id,
@@ -118,6 +122,10 @@ impl Log {
     ) {
         while let Some(first) = state.pending.front() {
             let segment = first.segment.clone();
+            // Its header comes with a later cycle, and so do its frames.
+            if state.new_files.iter().any(|file| file.id == segment.id) {
+                return;
+            }
             let of_file = state
                 .pending
                 .iter()
