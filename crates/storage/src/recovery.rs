@@ -63,6 +63,9 @@ pub struct RecoveryReport {
     pub foreign: Vec<String>,
 }
 
+/// File ids of one boot, as a power of two: more than a process can make.
+const BOOT_SHIFT: u32 = 32;
+
 /// What the directory's own files say.
 struct Found {
     table: Table,
@@ -91,7 +94,10 @@ pub(crate) fn open(shared: Arc<Shared>, lock: DirLock) -> Result<Opened> {
         .max_id()
         .max(found.table.next_file.saturating_sub(1))
         + 1;
-    shared.files_begin_at(next_file);
+    // A file that was removed, and whose removal was not durable, comes back after a power loss: its id must not be another
+    // file's by then. What was given out since the table is known only from what is left.
+    let of_this_boot = if report.clean { 0 } else { boot << BOOT_SHIFT };
+    shared.files_begin_at(next_file.max(of_this_boot));
     let mut replay = Replay::new(&shared, &found.table, report.clean, &listing);
     for (_, bytes) in &found.scan.cycles {
         let mut replayed = Ok(());
