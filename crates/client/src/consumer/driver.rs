@@ -26,6 +26,15 @@ use crate::options::{ConsumerOptions, OffsetReset};
 /// Messages of brokers that wait for the driver. Their data is within the bytes granted.
 const QUEUE: usize = 64;
 
+/// What a topic that a broker does not know means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// The partition fails: who assigned it believes that it is there.
+    Fails,
+    /// It is asked for again, until somebody takes it away: a topic is known to its group before it is known everywhere.
+    Waits,
+}
+
 /// Answers to what the driver had asked for in the background.
 enum Answer {
     Located(Arc<str>, Result<Arc<TopicView>>),
@@ -36,6 +45,7 @@ enum Answer {
 pub(crate) struct Driver {
     client: Client,
     options: Arc<ConsumerOptions>,
+    gone: Gone,
     shared: Arc<Shared>,
     items: mpsc::UnboundedSender<Item>,
     assignments: BTreeMap<u64, Assignment>,
@@ -95,6 +105,7 @@ impl Driver {
     pub(crate) fn new(
         client: Client,
         options: Arc<ConsumerOptions>,
+        gone: Gone,
         shared: Arc<Shared>,
         items: mpsc::UnboundedSender<Item>,
     ) -> Driver {
@@ -103,6 +114,7 @@ impl Driver {
         Driver {
             client,
             options,
+            gone,
             shared,
             items,
             assignments: BTreeMap::new(),
@@ -540,12 +552,11 @@ impl Driver {
                 let damage = data_damaged(assignment, &error);
                 self.fail(id, damage);
             }
-            reason => {
-                if reason == Some(Reason::UnknownTopic) {
-                    self.client.forget_topic(&topic);
-                }
-                self.fail(id, error.into());
+            Some(Reason::UnknownTopic) => {
+                self.client.forget_topic(&topic);
+                self.topic_is_gone(id, &error.into());
             }
+            _ => self.fail(id, error.into()),
         }
     }
 
@@ -678,9 +689,22 @@ impl Driver {
         tracing::debug!(%error, %topic, "metadata not available");
         for id in self.of_topic(topic) {
             if error.reason() == Some(Reason::UnknownTopic) {
-                self.fail_unless_paused(id, error);
+                self.topic_is_gone(id, error);
             } else {
                 self.send(id);
+            }
+        }
+    }
+
+    /// The topic is not there, or not there yet.
+    fn topic_is_gone(&mut self, id: u64, error: &Error) {
+        match self.gone {
+            Gone::Fails => self.fail_unless_paused(id, error),
+            Gone::Waits => {
+                if let Some(assignment) = self.assignments.get_mut(&id) {
+                    let pause = assignment.backoff.next_pause();
+                    assignment.state = State::Later(Instant::now() + pause);
+                }
             }
         }
     }
@@ -703,7 +727,7 @@ impl Driver {
             if assignment.wanted.topic_id != view.info.topic_id.0 {
                 let message = format!("topic {} was deleted and made again", view.info.name);
                 let error = ApiError::new(Reason::UnknownTopic, message).into();
-                self.fail_unless_paused(id, &error);
+                self.topic_is_gone(id, &error);
                 continue;
             }
             let number = assignment.wanted.partition as usize;

@@ -6,7 +6,7 @@
 //! nothing comes twice. Nothing here knows of groups.
 
 mod batch;
-mod driver;
+pub(crate) mod driver;
 pub(crate) mod reader;
 pub(crate) mod shared;
 mod stream;
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::options::ConsumerOptions;
+use driver::Gone;
 use reader::{Begin, Reader, Slot};
 pub use shared::Outage;
 
@@ -45,7 +46,7 @@ pub struct Consumer {
 impl Consumer {
     pub(crate) fn start(client: Client, options: ConsumerOptions) -> Consumer {
         Consumer {
-            reader: Reader::start(client.clone(), options),
+            reader: Reader::start(client.clone(), options, Gone::Fails),
             client,
         }
     }

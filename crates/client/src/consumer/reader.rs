@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::client::Client;
 use crate::consumer::batch::{ConsumedRecord, RecordBatch};
-use crate::consumer::driver::Driver;
+use crate::consumer::driver::{Driver, Gone};
 use crate::consumer::shared::{Item, Outage, Progress, Shared, Wanted};
 use crate::error::{Error, Result};
 use crate::options::ConsumerOptions;
@@ -69,11 +69,11 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    pub(crate) fn start(client: Client, options: ConsumerOptions) -> Reader {
+    pub(crate) fn start(client: Client, options: ConsumerOptions, gone: Gone) -> Reader {
         let options = Arc::new(options);
         let shared = Arc::new(Shared::default());
         let (sender, items) = mpsc::unbounded_channel();
-        let driver = Driver::new(client, options.clone(), shared.clone(), sender);
+        let driver = Driver::new(client, options.clone(), gone, shared.clone(), sender);
         tokio::spawn(driver.run());
         Reader {
             options,

@@ -79,7 +79,8 @@ impl Commits {
     }
 
     /// Commits for a caller, who hears of it by the deadline.
-    pub(crate) fn call(&mut self, entries: Vec<(Tp, Entry)>, reply: Reply, deadline: Instant) {
+    pub(crate) fn call(&mut self, mut entries: Vec<(Tp, Entry)>, reply: Reply, deadline: Instant) {
+        entries.retain(|(tp, entry)| !self.is_known(tp, entry));
         if entries.is_empty() {
             return reply.send(Ok(()));
         }
@@ -95,6 +96,12 @@ impl Commits {
         for (tp, entry) in entries {
             self.queue(tp, entry, Some(id));
         }
+    }
+
+    /// The group stands there, and nothing else is on its way.
+    fn is_known(&self, tp: &Tp, entry: &Entry) -> bool {
+        let same = self.committed(tp) == Some(entry.offset);
+        same && entry.metadata.is_empty() && self.is_clear(std::iter::once(tp))
     }
 
     fn queue(&mut self, tp: Tp, entry: Entry, call: Option<u64>) {
@@ -338,6 +345,9 @@ mod tests {
         assert_eq!(test.request().len(), 1);
         test.commits.failed(test.now, &fenced);
         assert_eq!(third.try_recv().unwrap(), Err(fenced));
+        // What the group knows is not sent.
+        assert_eq!(test.call(&[(0, 6)]).try_recv().unwrap(), Ok(()));
+        assert!(test.request().is_empty());
         assert_eq!(test.commits.committed(&tp(0)), Some(6));
     }
 

@@ -33,6 +33,7 @@ pub use types::{
 };
 
 use crate::client::Client;
+use crate::consumer::driver::Gone;
 use crate::consumer::reader::{Begin, Reader, Slot};
 use crate::consumer::{ConsumedRecord, Outage, Position, RecordBatch, not_assigned};
 use crate::error::{Error, Result};
@@ -128,7 +129,7 @@ impl GroupConsumer {
         );
         tokio::spawn(driver.run());
         GroupConsumer {
-            reader: Some(Reader::start(client.clone(), fetch)),
+            reader: Some(Reader::start(client.clone(), fetch, Gone::Waits)),
             client,
             mailbox,
             committer,
@@ -268,12 +269,7 @@ impl GroupConsumer {
             // Who is revoked hands out nothing more.
             biased;
             () = self.mailbox.wake.notified() => Ok(None),
-            item = next(reader) => match item {
-                Ok(item) => Ok(Some(item)),
-                // The coordinator takes care of topics that are gone.
-                Err(error) if error.reason() == Some(Reason::UnknownTopic) => Ok(None),
-                Err(error) => Err(error),
-            },
+            item = next(reader) => item.map(Some),
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use timberline_proto::error::ApiError;
+use timberline_proto::error::{ApiError, Reason};
 use timberline_proto::v1;
 use tokio::sync::oneshot;
 
@@ -22,6 +22,9 @@ use crate::types::TopicId;
 
 /// Between two attempts after the client's own retries gave up.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Attempts to find a topic that a broker does not know.
+const UNKNOWN_TOPIC_TRIES: u32 = 20;
 
 /// Partitions that there were when the member came, by topic.
 pub(crate) type Known = HashMap<TopicId, i32>;
@@ -143,8 +146,17 @@ impl Resolver {
             .iter()
             .map(|(at, one)| (one.tp.partition, *at))
             .collect();
+        let mut unknown_for = 0;
         let offsets = loop {
             match self.client.offsets_of(topic, by_id(id.0), &items).await {
+                // A topic is known to its group before it is known everywhere.
+                Err(error)
+                    if error.reason() == Some(Reason::UnknownTopic)
+                        && unknown_for < UNKNOWN_TOPIC_TRIES =>
+                {
+                    unknown_for += 1;
+                    tokio::time::sleep(TRY_AGAIN_AFTER).await;
+                }
                 Err(error) if error.is_retriable() => {
                     tracing::warn!(%error, topic, "where to begin is not known yet");
                     tokio::time::sleep(TRY_AGAIN_AFTER).await;
