@@ -27,9 +27,11 @@ class Cluster:
     def leader_address(self, topic, partition):
         metadata = self.metadata(topic)
         brokers = {broker.broker_id: broker.address for broker in metadata.cluster.brokers}
-        found = [one for one in metadata.topics[0].partitions if one.partition == partition]
+        leaders = {one.partition: one.leader_id for one in metadata.topics[0].partitions}
+        if partition not in leaders:
+            raise SystemExit(f"{topic} has no partition {partition}")
         # Without a leader anybody says so, and it is tried again.
-        return brokers.get(found[0].leader_id, self.bootstrap[0])
+        return brokers.get(leaders[partition], self.bootstrap[0])
 
     def metadata(self, topic):
         request = metadata_pb2.GetMetadataRequest(topics=[named(topic)])
