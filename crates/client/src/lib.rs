@@ -70,3 +70,8 @@ pub use types::{
     NewTopic, OffsetInfo, OffsetRange, PartitionInfo, PartitionState, TopicDescription, TopicId,
     TopicInfo, TrimOutcome,
 };
+
+/// The code in `docs/clients.md` compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/clients.md")]
+struct ClientsPage;

@@ -12,11 +12,12 @@ use tempfile::TempDir;
 use crate::harness::{Ran, binary, finish, run, signal, wait_for};
 
 /// Ports for a cluster of a few brokers, below those that the system gives to clients; others for each test.
-fn base_port() -> u16 {
+pub(crate) fn base_port() -> u16 {
     static TESTS: AtomicUsize = AtomicUsize::new(0);
     let turn = std::process::id() as usize + 97 * TESTS.fetch_add(1, Ordering::Relaxed);
     let mut ports = (15_000..31_000).step_by(50).cycle().skip(turn % 320);
-    let is_free = |port: &u16| (0..3).all(|at| TcpListener::bind(("127.0.0.1", port + at)).is_ok());
+    let is_free =
+        |port: &u16| (0..23).all(|at| TcpListener::bind(("127.0.0.1", port + at)).is_ok());
     ports.find(is_free).unwrap()
 }
 

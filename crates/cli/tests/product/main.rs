@@ -18,4 +18,5 @@ mod group;
 mod harness;
 mod kill;
 mod produce;
+mod readme;
 mod server;
