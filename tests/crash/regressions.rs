@@ -548,3 +548,11 @@ fn a_hole_behind_the_table_takes_the_terms_before_it() {
     let right: Vec<_> = (first - 1..=7).map(|i| i - 2).collect();
     assert_eq!(known, right);
 }
+
+/// An install was dropped and its file removed; that was not durable, so a power loss brought the file back. Its id was that
+/// of a new file of another replica by then.
+#[test]
+fn a_removed_file_comes_back_under_the_id_of_another() {
+    let outcome = crate::sim::run(1382, &crate::sim::Settings::default());
+    assert_eq!(outcome.failure, None);
+}

@@ -25,7 +25,7 @@ fn hello_says_what_is_stored_and_what_comes_back() {
     let read = words.iter().filter_map(|words| words.clone().nth(2));
     assert_eq!(read.collect::<Vec<_>>(), ["hello", "from", "timberline"]);
     let places = |verb: &str| -> Vec<String> {
-        let mut of = words.iter().map(|words| words.clone());
+        let mut of = words.iter().cloned();
         of.by_ref()
             .filter(|words| words.clone().next() == Some(verb))
             .map(|mut words| words.nth(1).unwrap().to_owned())

@@ -9,7 +9,7 @@
 //!   every partition was read by the member that it came to, of a record sent after that; and what of the partitions that stayed
 //!   where they were stood still meanwhile.
 //! - **group-kill**: a consumer is killed, then another one leaves. Measured until all that it had is read by others.
-//! - **coordinator-kill**: the broker that coordinates is killed while consumers commit every batch. Measured is the longest time that
+//! - **coordinator-kill**: the broker that coordinates is killed while consumers commit some hundred times a second. Measured is the longest time that
 //!   a consumer was without an answer to a commit; what the group stands at afterwards is compared with what was answered.
 
 mod squad;

@@ -17,6 +17,8 @@ use crate::drill::books::{Seen, recognize};
 use crate::drill::tail::Noted;
 use crate::error::{Error, Result};
 
+/// Between two commits of a member: three of them make a hundred a second.
+const COMMIT_EVERY: Duration = Duration::from_millis(25);
 /// How long a member may take to leave.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -172,11 +174,13 @@ impl Watch {
         Ok(())
     }
 
-    fn committed_now(&self, member: usize, partition: i32, offset: i64) {
+    fn committed_now(&self, member: usize, offsets: &[(i32, i64)]) {
         let mut sights = self.lock();
         sights.commits += 1;
-        let known = sights.committed.entry(partition).or_insert(offset);
-        *known = (*known).max(offset);
+        for &(partition, offset) in offsets {
+            let known = sights.committed.entry(partition).or_insert(offset);
+            *known = (*known).max(offset);
+        }
         let now = Instant::now();
         let (last, longest) = sights
             .commit_gaps
@@ -196,7 +200,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Starts a member. With `commits` every batch is committed by itself, and waited for.
+    /// Starts a member. With `commits` it commits what it read, again and again, and waits for the answer.
     pub(super) fn start(
         number: usize,
         client: ClientOptions,
@@ -258,6 +262,8 @@ async fn run(
 ) -> Result<()> {
     let client = Client::connect(client).await?;
     let mut consumer: GroupConsumer = client.group_consumer(options).await?;
+    let mut read = BTreeMap::new();
+    let mut committed_at = Instant::now();
     loop {
         let batch = tokio::select! {
             batch = consumer.recv_batch() => batch?,
@@ -266,8 +272,16 @@ async fn run(
         watch.read(number, &batch)?;
         if commits {
             let commit = OffsetCommit::after_batch(&batch);
-            consumer.commit_offsets([commit]).await?;
-            watch.committed_now(number, batch.partition(), batch.next_offset());
+            read.insert(batch.partition(), (commit, batch.next_offset()));
+        }
+        if commits && committed_at.elapsed() >= COMMIT_EVERY {
+            let (commits, offsets): (Vec<_>, Vec<_>) = std::mem::take(&mut read)
+                .into_iter()
+                .map(|(partition, (commit, offset))| (commit, (partition, offset)))
+                .unzip();
+            consumer.commit_offsets(commits).await?;
+            watch.committed_now(number, &offsets);
+            committed_at = Instant::now();
         }
     }
     consumer.close().await?;
