@@ -6,9 +6,28 @@ import grpc
 from timberline.v1 import common_pb2, metadata_pb2, metadata_pb2_grpc
 
 
+# The rest is final, or needs a wait that the error names: docs/errors.md.
+RETRIABLE = [grpc.StatusCode.UNAVAILABLE.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0]]
+
+
+class Refused(SystemExit):
+    """One item of a call was refused; the call as such was not."""
+
+    def __init__(self, error):
+        super().__init__(f"{error.reason}: {error.message}")
+        self.retriable = error.code in RETRIABLE
+
+
+def accepted(result):
+    if result.HasField("error"):
+        raise Refused(result.error)
+    return result
+
+
 class Cluster:
     def __init__(self, bootstrap):
         self.bootstrap = bootstrap.split(",")
+        self.leaders = {}
         self.channels = {}
 
     def channel(self, address):
@@ -17,21 +36,25 @@ class Cluster:
         return self.channels[address]
 
     def any(self, ask):
-        """Asks one broker after the other until one answers."""
-        return self.again(ask, lambda attempt: self.bootstrap[attempt % len(self.bootstrap)])
+        """Asks the broker that answered last, and when it doesn't, the next one."""
+        rotate = lambda: self.bootstrap.append(self.bootstrap.pop(0))
+        return self.again(ask, lambda: self.bootstrap[0], rotate)
 
     def leader(self, topic, partition, ask):
-        """Asks the leader of a partition, which changes when a broker goes."""
-        return self.again(ask, lambda _: self.leader_address(topic, partition))
+        """Asks the leader of a partition, which is another one when a broker goes."""
+        forget = lambda: self.leaders.pop((topic, partition), None)
+        return self.again(ask, lambda: self.leader_address(topic, partition), forget)
 
     def leader_address(self, topic, partition):
-        metadata = self.metadata(topic)
-        brokers = {broker.broker_id: broker.address for broker in metadata.cluster.brokers}
-        leaders = {one.partition: one.leader_id for one in metadata.topics[0].partitions}
-        if partition not in leaders:
-            raise SystemExit(f"{topic} has no partition {partition}")
-        # Without a leader anybody says so, and it is tried again.
-        return brokers.get(leaders[partition], self.bootstrap[0])
+        if (topic, partition) not in self.leaders:
+            metadata = self.metadata(topic)
+            brokers = {broker.broker_id: broker.address for broker in metadata.cluster.brokers}
+            leaders = {one.partition: one.leader_id for one in metadata.topics[0].partitions}
+            if partition not in leaders:
+                raise SystemExit(f"{topic} has no partition {partition}")
+            # Without a leader anybody says so, and it is tried again.
+            self.leaders[topic, partition] = brokers.get(leaders[partition], self.bootstrap[0])
+        return self.leaders[topic, partition]
 
     def metadata(self, topic):
         request = metadata_pb2.GetMetadataRequest(topics=[named(topic)])
@@ -40,15 +63,16 @@ class Cluster:
             raise SystemExit(f"no topic named {topic}")
         return metadata
 
-    def again(self, ask, address, attempts=60):
-        """UNAVAILABLE and DEADLINE_EXCEEDED may be otherwise a moment later; all else is final."""
+    def again(self, ask, address, forget, attempts=60):
+        """What is retriable may be otherwise a moment later."""
         for attempt in range(attempts):
             try:
-                return ask(self.channel(address(attempt)))
-            except grpc.RpcError as error:
-                retriable = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                return ask(self.channel(address()))
+            except (grpc.RpcError, Refused) as error:
+                retriable = error.retriable if isinstance(error, Refused) else error.code().value[0] in RETRIABLE
                 if not retriable or attempt == attempts - 1:
                     raise
+                forget()
                 time.sleep(0.1)
 
 

@@ -8,7 +8,7 @@ import sys
 import grpc
 from timberline.v1 import consumer_pb2, consumer_pb2_grpc, group_pb2, group_pb2_grpc
 
-from cluster import Cluster, named
+from cluster import Cluster, accepted, named
 
 
 def main(bootstrap, topic, partition, group):
@@ -23,9 +23,8 @@ def main(bootstrap, topic, partition, group):
         offset = fetched.next_offset
         item = group_pb2.CommitItem(topic=named(topic), partition=partition, offset=offset)
         request = group_pb2.CommitRequest(group_id=group, items=[item])
-        result = cluster.any(lambda channel: group_pb2_grpc.GroupServiceStub(channel).Commit(request, timeout=5)).results[0]
-        if result.HasField("error"):
-            raise SystemExit(f"{result.error.reason}: {result.error.message}")
+        commit = lambda channel: accepted(group_pb2_grpc.GroupServiceStub(channel).Commit(request, timeout=5).results[0])
+        cluster.any(commit)
         if offset >= fetched.high_watermark:
             return
 
@@ -35,7 +34,7 @@ def committed(cluster, topic, partition, group):
     request = group_pb2.FetchOffsetsRequest(group_id=group, topics=[wanted])
     fetch = lambda channel: group_pb2_grpc.GroupServiceStub(channel).FetchOffsets(request, timeout=5)
     try:
-        found = cluster.any(fetch).offsets[0]
+        found = accepted(cluster.any(fetch).offsets[0])
     except grpc.RpcError as error:
         # A group begins with its first commit.
         if error.code() == grpc.StatusCode.NOT_FOUND:

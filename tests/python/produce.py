@@ -4,7 +4,7 @@ import sys
 
 from timberline.v1 import producer_pb2, producer_pb2_grpc
 
-from cluster import Cluster, named
+from cluster import Cluster, accepted, named
 
 
 def main(bootstrap, topic, partition):
@@ -21,10 +21,9 @@ def main(bootstrap, topic, partition):
             producer_epoch=producer.producer_epoch,
             base_sequence=sequence,
         )
-        produce = lambda channel: producer_pb2_grpc.ProducerServiceStub(channel).ProduceOnce(request, timeout=5)
-        result = cluster.leader(topic, partition, produce).results[0]
-        if result.HasField("error"):
-            raise SystemExit(f"{result.error.reason}: {result.error.message}")
+        service = producer_pb2_grpc.ProducerServiceStub
+        produce = lambda channel: accepted(service(channel).ProduceOnce(request, timeout=5).results[0])
+        result = cluster.leader(topic, partition, produce)
         print(f"{result.partition}/{result.offset}", flush=True)
 
 
