@@ -54,18 +54,34 @@ pub(super) async fn produce_once(
         results[at].partition = number;
         by_partition.entry(number).or_default().push((at, record));
     }
+    // Before anything is written: a call that is refused as a whole may be repeated as a whole.
+    let led = by_partition
+        .into_iter()
+        .map(|(number, records)| (core.led(&topic, number), records));
+    let led: Vec<_> = led.collect();
+    if let Some((Err(error), _)) = led.first()
+        && led.iter().all(|(partition, _)| partition.is_err())
+    {
+        return Err(error.clone());
+    }
     let mut sent = Vec::new();
-    for (number, records) in by_partition {
-        let partition = core.led(&topic, number)?;
-        send(
-            core,
-            &topic,
-            &partition,
-            records,
-            stamp,
-            &mut sent,
-            &mut results,
-        );
+    for (partition, records) in led {
+        match partition {
+            Ok(partition) => send(
+                core,
+                &topic,
+                &partition,
+                records,
+                stamp,
+                &mut sent,
+                &mut results,
+            ),
+            Err(error) => {
+                for (at, _) in records {
+                    results[at].error = Some(error.to_item());
+                }
+            }
+        }
     }
     for batch in sent {
         let outcome = batch

@@ -78,9 +78,9 @@ struct GroupArgs {
     /// Bytes of each value.
     #[arg(short, long, default_value = "100", value_parser = parse_size, value_name = "SIZE")]
     size: usize,
-    /// How long a consumer may be silent before others get what it has.
-    #[arg(long, default_value = "3s", value_parser = parse_duration, value_name = "TIME")]
-    session: Duration,
+    /// How long a consumer may be silent before others get what it has [default: 10s; of group-kill, which waits for it, 3s].
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    session: Option<Duration>,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -116,7 +116,10 @@ async fn run(
         partitions,
         rate: args.rate,
         size: args.size,
-        session: args.session,
+        session: args.session.unwrap_or(match kind {
+            GroupDrillKind::GroupKill => Duration::from_secs(3),
+            GroupDrillKind::GroupJoin | GroupDrillKind::CoordinatorKill => Duration::from_secs(10),
+        }),
     };
     let story = |event: GroupDrillEvent| tell(&told(&event));
     let report = match until_told(group::run(&options, story)).await? {

@@ -299,7 +299,7 @@ async fn commits_are_taken_refused_repeated_and_go_back_only_on_purpose() {
     // From elsewhere, without waiting, and of what it has not.
     let committer = consumer.committer();
     let elsewhere = tokio::spawn(async move {
-        let _ = committer.commit_async([OffsetCommit::new("t", 0, 3)]);
+        drop(committer.commit_async([OffsetCommit::new("t", 0, 3)]));
         let last = committer.commit([OffsetCommit::new("t", 0, 4).metadata("x")]);
         last.await.unwrap();
         committer.commit([OffsetCommit::new("t", 1, 4)]).await
