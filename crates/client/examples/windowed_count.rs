@@ -13,7 +13,8 @@
 //! **Holds.** Each record is counted exactly once, through `kill -9` and rebalances. Windows are of the records' own timestamps, so
 //! late records and replays land where they belong.
 //!
-//! **Does not hold.** All members need the same directory, so they run on one machine. Windows are never closed or removed: a
+//! **Does not hold.** All members need the same directory, so they run on one machine. One that is stopped without ending keeps its
+//! files locked, and others that are given its partitions end after half a minute. Windows are never closed or removed: a
 //! service would drop old ones in the same transaction, and would send a window's result on at least once. Counting the same
 //! topic anew takes an empty directory.
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
@@ -90,11 +91,11 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The stores of the partitions that this member holds.
+/// The stores of the partitions that this member holds; `None`: it is not open yet.
 #[derive(Clone)]
 struct Stores {
     directory: Arc<Path>,
-    open: Arc<Mutex<HashMap<TopicPartition, Database>>>,
+    open: Arc<Mutex<HashMap<TopicPartition, Option<Database>>>>,
 }
 
 impl Stores {
@@ -102,11 +103,11 @@ impl Stores {
         let partition = TopicPartition::new(batch.topic().clone(), batch.partition());
         // Held until the commit, so that a store is not closed in between.
         let open = self.open.lock();
-        let Some(store) = open.get(&partition) else {
-            // Nothing is lost by it: whoever opens the store next goes on where it stands.
-            bail!(
-                "{partition} went to another member, or its store could not be opened; start again"
-            );
+        let store = match open.get(&partition) {
+            Some(Some(store)) => store,
+            Some(None) => bail!("the store of {partition} could not be opened"),
+            // The partition went to another member while this batch was on its way; its counts go on there.
+            None => return Ok(()),
         };
         let transaction = store.begin_write()?;
         {
@@ -139,6 +140,7 @@ impl Stores {
     async fn open(&self, partition: &TopicPartition) -> anyhow::Result<Position> {
         let name = format!("{}-{}.redb", partition.topic, partition.partition);
         let path = self.directory.join(name);
+        self.open.lock().insert(partition.clone(), None);
         // The consumer gives up on a listener after half a minute; that ends this loop.
         let store = loop {
             match Database::create(&path) {
@@ -152,7 +154,7 @@ impl Stores {
         let transaction = store.begin_write()?;
         let stored = transaction.open_table(NEXT)?.get(())?.map(|at| at.value());
         transaction.commit()?;
-        self.open.lock().insert(partition.clone(), store);
+        self.open.lock().insert(partition.clone(), Some(store));
         Ok(stored.map_or(Position::Earliest, Position::Offset))
     }
 

@@ -15,6 +15,9 @@ use tokio::task::JoinHandle;
 /// Nothing that a test waits for may take longer.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Longer than a session.
+const PAUSE: Duration = Duration::from_millis(1_800);
+
 /// Asks again until there is an answer.
 #[track_caller]
 pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
@@ -109,10 +112,14 @@ impl Process {
     /// SIGTERM, and what it said once it has ended well.
     #[track_caller]
     pub(crate) fn stop(self) -> String {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(sent.unwrap().success());
+        self.signal("TERM");
         self.ends()
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.unwrap().success());
     }
 
     /// SIGKILL.
@@ -235,7 +242,7 @@ impl Load {
                 sent += 20;
                 producer.flush().await.unwrap();
                 // Paced, so that there are many small batches for kills to fall between.
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             sent
         });
@@ -285,4 +292,16 @@ pub(crate) fn kill_in_turn(
     one.says(5);
     other.says(5);
     [one, other]
+}
+
+/// Holds one still, in whatever it is at, until its partitions have gone to the other; then it goes on with what it had in hand.
+pub(crate) fn pause(one: &mut Process, other: &mut Process) {
+    let lines = |process: &Process| process.said().lines().count();
+    let (of_one, of_other) = (lines(one), lines(other));
+    one.signal("STOP");
+    // Not until the other one has said something: it may have to wait for a lock that the first one holds.
+    std::thread::sleep(PAUSE);
+    one.signal("CONT");
+    one.says(of_one + 5);
+    other.says(of_other + 5);
 }

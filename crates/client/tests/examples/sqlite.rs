@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use crate::harness::{Broker, Load, kill_in_turn, wait_for};
+use crate::harness::{Broker, Load, kill_in_turn, pause, wait_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_record_is_in_sqlite_once_although_sinks_and_broker_are_killed() {
@@ -15,6 +15,11 @@ async fn every_record_is_in_sqlite_once_although_sinks_and_broker_are_killed() {
     for sink in &mut sinks {
         let lines = sink.said().lines().count();
         sink.says(lines + 5);
+    }
+    for _ in 0..2 {
+        let [one, other] = &mut sinks;
+        pause(one, other);
+        sinks.reverse();
     }
     let sent = load.stop().await as i64;
 

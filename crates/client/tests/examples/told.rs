@@ -24,12 +24,9 @@ fn hello_says_what_is_stored_and_what_comes_back() {
     assert_eq!(words.len(), 6, "{told}");
     let read = words.iter().filter_map(|words| words.clone().nth(2));
     assert_eq!(read.collect::<Vec<_>>(), ["hello", "from", "timberline"]);
-    let places = |verb: &str| -> Vec<String> {
-        let mut of = words.iter().cloned();
-        of.by_ref()
-            .filter(|words| words.clone().next() == Some(verb))
-            .map(|mut words| words.nth(1).unwrap().to_owned())
-            .collect()
+    let places = |verb: &str| -> Vec<&str> {
+        let lines = told.lines().filter_map(|line| line.strip_prefix(verb));
+        lines.filter_map(|rest| rest.split(' ').nth(1)).collect()
     };
     assert_eq!(places("stored").len(), 3);
     assert_eq!(places("stored"), places("read"));
