@@ -18,9 +18,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    // What brokers say to each other is no client's business.
+    let mut of_clients = descriptors.clone();
+    of_clients
+        .file
+        .retain(|file| file.package() != "timberline.internal.v1");
     std::fs::write(
         out.join("descriptors.bin"),
-        prost::Message::encode_to_vec(&descriptors),
+        prost::Message::encode_to_vec(&of_clients),
     )?;
     tonic_prost_build::configure()
         .bytes(".")

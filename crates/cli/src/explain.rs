@@ -57,17 +57,23 @@ fn explain(name: &str) -> Option<String> {
     config::explain(name).or_else(|| topic_key(name))
 }
 
-/// A topic's key, by the broker's key that gives its default.
+/// A topic's key, and the broker's key that gives its default, if one does.
 fn topic_key(name: &str) -> Option<String> {
+    let (name, what) = config::topic_keys().find(|(key, _)| *key == name)?;
     let prefix = format!("Default of {name}:");
-    let key = config::keys()
-        .into_iter()
-        .find(|key| key.documentation.starts_with(&prefix))?;
-    let what = key.documentation.strip_prefix(&prefix)?.trim();
-    let path = key.path();
-    let default = key.default;
+    let keys = config::keys().into_iter();
+    let default = keys
+        .filter(|key| key.documentation.starts_with(&prefix))
+        .map(|key| {
+            format!(
+                "  default      the broker's {}, {} unless configured\n",
+                key.path(),
+                key.default
+            )
+        });
     Some(format!(
-        "{name}\n  {what}\n\n  set it with  timberline topic config TOPIC --set {name}=VALUE\n  default      the broker's {path}, {default} unless configured\n"
+        "{name}\n  {what}\n\n  set it with  timberline topic config TOPIC --set {name}=VALUE\n{}",
+        default.collect::<String>()
     ))
 }
 
@@ -111,6 +117,9 @@ mod tests {
                 .unwrap()
                 .contains("log.retention_time")
         );
+        for (key, what) in config::topic_keys() {
+            assert!(explain(key).unwrap().contains(what), "{key}");
+        }
         assert!(explain("not-leader").unwrap().starts_with("NOT_LEADER"));
         assert!(explain("nonsense").is_none());
     }

@@ -410,6 +410,18 @@ async fn show_lag(admin: &Admin, args: &LagArgs) -> Result<(), Failure> {
         let topic = args.topic.as_ref().is_none_or(|topic| one.topic == *topic);
         topic && (!args.behind || one.lag != Some(0))
     };
+    if let Some(topic) = &args.topic
+        && !group.partitions.iter().any(|one| one.topic == *topic)
+    {
+        let why = format!(
+            "group {} neither reads {topic} nor has committed in it",
+            args.group
+        );
+        return Err(Failure::failed(why).next(format!(
+            "See what it reads with `timberline group lag {}`.",
+            args.group
+        )));
+    }
     let shown: Vec<&GroupPartition> = group.partitions.iter().filter(wanted).collect();
     let values = shown.iter().map(|one| partition_value(one)).collect();
     print(args.common.output, &values, || {

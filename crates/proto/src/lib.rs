@@ -27,5 +27,8 @@ mod packages {
     }
 }
 
-/// The encoded `FileDescriptorSet` of all files in `/proto`, for server reflection.
+/// The encoded `FileDescriptorSet` of the details of errors, `google.rpc`, for server reflection.
+pub use tonic_types::pb::FILE_DESCRIPTOR_SET as ERROR_DESCRIPTORS;
+
+/// The encoded `FileDescriptorSet` of the API for clients, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

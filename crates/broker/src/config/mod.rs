@@ -12,7 +12,7 @@ mod units;
 
 pub use load::{ConfigError, Overrides, load};
 pub(crate) use nearest::nearest;
-pub use reference::{default_file, explain, reference_markdown};
+pub use reference::{default_file, explain, reference_markdown, topic_keys};
 pub use schema::{
     BrokerConfig, BrokerSection, ClusterSection, GroupsSection, Key, LimitsSection, ListenSection,
     LogSection, LoggingSection, ShutdownSection, StorageSection, keys,

@@ -50,6 +50,12 @@ pub fn default_file() -> String {
     file
 }
 
+/// The keys of topics' configurations, and what each does.
+pub fn topic_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let keys = crate::topic::config::KEYS.iter();
+    keys.map(|key| (key.name, key.documentation))
+}
+
 /// What a key does, for a terminal. `None` if there is no such key; `section.key` and `key` alone are understood.
 pub fn explain(name: &str) -> Option<String> {
     let keys = schema::keys();

@@ -46,6 +46,7 @@ pub(crate) fn serve(
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(timberline_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(timberline_proto::ERROR_DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let router = Server::builder()

@@ -169,6 +169,21 @@ async fn probes_health_and_reflection() {
         text.contains("timberline.v1.ProducerService") && text.contains("grpc.health.v1.Health"),
         "{text}"
     );
+    assert!(!text.contains("internal"), "{text}");
+    // Tools print the details of errors by it.
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol(
+            "google.rpc.ErrorInfo".to_owned(),
+        )),
+    };
+    let mut stream = client
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await
+        .unwrap()
+        .into_inner();
+    let text = format!("{:?}", stream.message().await.unwrap().unwrap());
+    assert!(text.contains("FileDescriptorResponse"), "{text}");
 }
 
 #[tokio::test]
