@@ -1,34 +1,34 @@
 //! The task behind a group's consumer: does what the rules of `core` ask for, over gRPC and with the application.
 //!
+//! - here: the loop, the way to the coordinator, and what others say. `reading`: what is read. `committing`: commits.
+//!
 //! A release goes through three steps: the application comes back for more (or is late), the listener finishes (or is late), what
 //! is to be committed of it is answered. Then the coordinator is told.
 
+mod committing;
+mod reading;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use timberline_proto::error::ApiError;
 use timberline_proto::v1;
 use timberline_proto::v1::join_request::Kind as Upward;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::commits::{Commits, Entry};
-use super::committer::Reply;
-use super::core::{Action, Committed, Core, Greeting, Rules, Tp, Up};
+use super::commits::Commits;
+use super::core::{Action, Core, Greeting, Rules, Tp, Up};
 use super::listen::Listening;
 use super::options::GroupOptions;
 use super::shared::{Command, Commands, Mailbox};
-use super::starts::{self, Beginning, Known, Resolver};
+use super::starts::{self, Beginning, Known};
 use super::stream::{self, News};
-use super::types::{OffsetCommit, Revocation, TopicPartition};
 use super::{Committer, MemberState};
 use crate::backoff::Backoff;
-use crate::client::{Client, by_id};
+use crate::client::Client;
 use crate::connection::hello;
-use crate::consumer::reader::Begin;
 use crate::consumer::shared::Progress;
 use crate::error::{Error, Result};
 use crate::options::OffsetReset;
@@ -388,344 +388,6 @@ impl Driver {
             News::Ended(in_order) => {
                 self.stream = None;
                 self.core.broken(in_order);
-            }
-        }
-    }
-
-    // What is read.
-
-    fn start(&mut self, parts: Vec<(Tp, Committed)>) {
-        self.next_ticket += 1;
-        let number = self.next_ticket;
-        let mut asked = Vec::with_capacity(parts.len());
-        for (tp, committed) in parts {
-            let Some(topic) = self.names.get(&tp.topic).cloned() else {
-                tracing::warn!(topic = %tp.topic, "a topic without a name is not read");
-                continue;
-            };
-            match committed {
-                Committed::At(offset) => self.commits.know(tp, Some(offset)),
-                Committed::Nothing | Committed::Unknown => self.commits.know(tp, None),
-            }
-            let reading = Reading {
-                topic: topic.clone(),
-                progress: Arc::default(),
-                starting: Some(number),
-            };
-            self.reading.insert(tp, reading);
-            asked.push((tp, topic, committed));
-        }
-        // What is committed needs no question.
-        let (ready, open): (Vec<_>, Vec<_>) = asked
-            .into_iter()
-            .partition(|(_, _, at)| self.listening.is_none() && matches!(at, Committed::At(_)));
-        let ready = ready.into_iter().filter_map(|(tp, topic, at)| match at {
-            Committed::At(offset) => Some(Beginning {
-                tp,
-                topic,
-                committed: Some(offset),
-                offset: Ok(offset),
-                chosen: false,
-            }),
-            Committed::Nothing | Committed::Unknown => None,
-        });
-        self.begin(number, ready.collect());
-        if open.is_empty() {
-            return;
-        }
-        let resolver = Resolver {
-            client: self.client.clone(),
-            group: self.options.group.clone(),
-            policy: self.options.offset_reset,
-            known: self.known.clone().unwrap_or_default(),
-            listening: self.listening.clone(),
-        };
-        let reply = self.answers_sender.clone();
-        self.tasks.spawn(async move {
-            let found = resolver.resolve(open).await;
-            let _ = reply.send(Answer::Begin(number, found)).await;
-        });
-    }
-
-    fn begin(&mut self, number: u64, found: Vec<Beginning>) {
-        let mut changes = Vec::with_capacity(found.len());
-        for one in found {
-            let reading = self.reading.get_mut(&one.tp);
-            let Some(reading) = reading.filter(|reading| reading.starting == Some(number)) else {
-                continue;
-            };
-            reading.starting = None;
-            if self.commits.committed(&one.tp).is_none() {
-                self.commits.know(one.tp, one.committed);
-            }
-            let (offset, error) = match one.offset {
-                Ok(offset) => (offset, None),
-                Err(error) => (-1, Some(error)),
-            };
-            if one.chosen {
-                let entry = Entry {
-                    offset,
-                    metadata: String::new(),
-                    rewind: false,
-                };
-                self.commits.add([(one.tp, entry)]);
-            }
-            let begin = Begin {
-                topic: one.topic,
-                topic_id: one.tp.topic.0,
-                partition: one.tp.partition,
-                offset,
-                progress: reading.progress.clone(),
-            };
-            changes.push((one.tp, begin, error));
-        }
-        if changes.is_empty() {
-            return;
-        }
-        self.mailbox.put(|mail| {
-            for (tp, begin, error) in changes {
-                mail.changes.entry(tp).or_default().start = Some((begin, error));
-            }
-        });
-    }
-
-    fn release(&mut self, parts: Vec<Tp>, until: Instant) {
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        let now = Instant::now();
-        let left = until.saturating_duration_since(now);
-        // The listener gets the rest.
-        let stop_until = now + left * 3 / 4;
-        let step = match self.closing {
-            // The application has come back for good.
-            Some(_) => Step::Listening,
-            None => {
-                self.stop(&parts, Some(ticket));
-                Step::Stopping(stop_until)
-            }
-        };
-        let listens = matches!(step, Step::Listening);
-        self.releases.push(Release {
-            ticket,
-            parts,
-            until,
-            step,
-        });
-        if listens {
-            self.listen(ticket);
-        }
-    }
-
-    /// Has the application's side stop reading these.
-    fn stop(&mut self, parts: &[Tp], ticket: Option<u64>) {
-        let mut stops = Vec::with_capacity(parts.len());
-        for tp in parts {
-            if let Some(reading) = self.reading.get_mut(tp) {
-                // What was not begun yet never is.
-                reading.starting = None;
-                let partition = TopicPartition::new(reading.topic.clone(), tp.partition);
-                stops.push((*tp, partition));
-            }
-        }
-        self.mailbox.put(|mail| {
-            for (tp, partition) in stops {
-                let change = mail.changes.entry(tp).or_default();
-                change.stop = Some(partition);
-                change.start = None;
-            }
-            mail.tickets.extend(ticket);
-        });
-    }
-
-    /// The application has stopped, or is late: the listener's turn.
-    fn listen(&mut self, ticket: u64) {
-        let Some(at) = self.releases.iter().position(|one| one.ticket == ticket) else {
-            return;
-        };
-        self.releases[at].step = Step::Listening;
-        let deadline = self.releases[at].until;
-        let Some(listening) = self.listening.clone() else {
-            return self.commit_release(ticket);
-        };
-        let revocation = Revocation {
-            partitions: self.named(&self.releases[at].parts),
-            deadline,
-            committer: self.committer.clone(),
-        };
-        let told = listening.revoked(revocation);
-        let reply = self.answers_sender.clone();
-        self.tasks.spawn(async move {
-            // Dropped, or late: the same.
-            let _ = tokio::time::timeout_at(deadline.into(), told).await;
-            let _ = reply.send(Answer::Listened(ticket)).await;
-        });
-    }
-
-    fn named(&self, parts: &[Tp]) -> Vec<TopicPartition> {
-        let name = |tp: &Tp| {
-            let reading = self.reading.get(tp)?;
-            Some(TopicPartition::new(reading.topic.clone(), tp.partition))
-        };
-        parts.iter().filter_map(name).collect()
-    }
-
-    fn commit_release(&mut self, ticket: u64) {
-        let Some(at) = self.releases.iter().position(|one| one.ticket == ticket) else {
-            return;
-        };
-        self.releases[at].step = Step::Committing;
-        if self.options.auto_commit.is_some() {
-            let parts = self.releases[at].parts.clone();
-            self.commit_done(&parts);
-        }
-    }
-
-    /// Reports releases of which everything is committed; whether there were any.
-    fn finish_releases(&mut self) -> bool {
-        let commits = &self.commits;
-        let is_done = |release: &Release| {
-            matches!(release.step, Step::Committing) && commits.is_clear(release.parts.iter())
-        };
-        let Some(at) = self.releases.iter().position(is_done) else {
-            return false;
-        };
-        let release = self.releases.swap_remove(at);
-        for tp in &release.parts {
-            self.reading.remove(tp);
-            self.commits.know(*tp, None);
-        }
-        self.core.released(Instant::now(), &release.parts);
-        true
-    }
-
-    fn lose(&mut self, parts: &[Tp], why: &Error) {
-        tracing::warn!(%why, partitions = parts.len(), "partitions are lost");
-        let named = self.named(parts);
-        self.stop(parts, None);
-        for release in std::mem::take(&mut self.releases) {
-            self.mailbox
-                .put(|mail| mail.tickets.retain(|known| *known != release.ticket));
-        }
-        self.commits.forget(parts, why);
-        for tp in parts {
-            self.reading.remove(tp);
-        }
-        if let Some(listening) = &self.listening {
-            listening.lost(named);
-        }
-    }
-
-    // Commits.
-
-    /// Commits what the application is done with and the group does not know.
-    fn commit_done(&mut self, parts: &[Tp]) {
-        let mut entries = Vec::new();
-        for tp in parts {
-            let Some(reading) = self.reading.get(tp) else {
-                continue;
-            };
-            let done = reading.progress.done.load(Ordering::Acquire);
-            if done < 0 || self.commits.committed(tp) == Some(done) {
-                continue;
-            }
-            let entry = Entry {
-                offset: done,
-                metadata: String::new(),
-                rewind: reading.progress.rewound.swap(false, Ordering::AcqRel),
-            };
-            entries.push((*tp, entry));
-        }
-        self.commits.add(entries);
-    }
-
-    fn commit(&mut self, items: Vec<OffsetCommit>, reply: Reply) {
-        let by_name: HashMap<&str, TopicId> = self
-            .names
-            .iter()
-            .map(|(topic, name)| (&**name, *topic))
-            .collect();
-        let mut entries = Vec::with_capacity(items.len());
-        for item in items {
-            let topic = by_name.get(&*item.topic).copied();
-            let partition = item.partition;
-            let tp = topic.map(|topic| Tp { topic, partition });
-            let Some(tp) = tp.filter(|tp| self.core.holds(tp)) else {
-                return reply.send(Err(Error::NotAssigned {
-                    topic: item.topic.to_string(),
-                    partition,
-                }));
-            };
-            let rewound = self.reading.get(&tp).is_some_and(|reading| {
-                let rewound = &reading.progress.rewound;
-                rewound.load(Ordering::Acquire) && rewound.swap(false, Ordering::AcqRel)
-            });
-            let entry = Entry {
-                offset: item.offset,
-                metadata: item.metadata,
-                rewind: item.rewind || rewound,
-            };
-            entries.push((tp, entry));
-        }
-        let deadline = Instant::now() + self.client.options().request_timeout;
-        self.commits.call(entries, reply, deadline);
-    }
-
-    fn send_commits(&mut self) {
-        // Who is not with the coordinator has nobody to send them to; whoever is next takes them.
-        let Some(address) = self.coordinator.clone().filter(|_| self.core.is_joined()) else {
-            return;
-        };
-        let Some((member, epoch)) = self.core.identity() else {
-            return;
-        };
-        let (member, now) = (member.to_owned(), Instant::now());
-        let Some(entries) = self.commits.next_request(now) else {
-            return;
-        };
-        let parts: Vec<Tp> = entries.iter().map(|(tp, _)| *tp).collect();
-        let item = |(tp, entry): (Tp, Entry)| v1::CommitItem {
-            topic: Some(by_id(tp.topic.0)),
-            partition: tp.partition,
-            offset: entry.offset,
-            leader_epoch: None,
-            metadata: entry.metadata,
-            rewind: entry.rewind,
-        };
-        let request = v1::CommitRequest {
-            group_id: self.options.group.clone(),
-            member_id: Some(member),
-            member_epoch: Some(epoch),
-            items: entries.into_iter().map(item).collect(),
-        };
-        let (client, reply) = (self.client.clone(), self.answers_sender.clone());
-        self.tasks.spawn(async move {
-            let asked = client.ask_broker(&address, |connection| {
-                let request = request.clone();
-                async move { connection.group().commit(request).await }
-            });
-            let answer = asked.await;
-            let _ = reply.send(Answer::Committed(parts, answer)).await;
-        });
-    }
-
-    fn on_committed(&mut self, parts: Vec<Tp>, answer: Result<v1::CommitResponse>) {
-        match answer {
-            Ok(response) if response.results.len() == parts.len() => {
-                let outcome = |(tp, result): (Tp, v1::CommitResult)| {
-                    (tp, result.error.as_ref().map(ApiError::from_item))
-                };
-                let results = parts.into_iter().zip(response.results).map(outcome);
-                self.commits.answered(results.collect());
-            }
-            Ok(response) => {
-                let (told, asked) = (response.results.len(), parts.len());
-                let message = format!("{told} outcomes of {asked} commits");
-                self.commits
-                    .failed(Instant::now(), &Error::Protocol { message });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a commit failed");
-                self.commits.failed(Instant::now(), &error);
             }
         }
     }
