@@ -565,10 +565,10 @@ async fn registered(core: &Arc<Core>, node: &Arc<Node>) -> Result<(), Error> {
         if known {
             break;
         }
-        if let Err(error) = result {
-            if found::is_hopeless(&error) {
-                return Err(Error::Start(error.to_string()));
-            }
+        if let Err(error) = result
+            && found::is_hopeless(&error)
+        {
+            return Err(Error::Start(error.to_string()));
         }
         tokio::time::sleep(REGISTER_EVERY).await;
     }

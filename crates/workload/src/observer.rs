@@ -44,10 +44,10 @@ impl Observer {
     /// Waits until no partition is without a leader or led by one of these; `None` when `until` comes first.
     pub(crate) async fn led_by_others_than(&self, gone: &[i32], until: Instant) -> Option<Instant> {
         while Instant::now() < until {
-            if let Ok(topic) = self.look().await {
-                if is_led_without(&topic, gone) {
-                    return Some(Instant::now());
-                }
+            if let Ok(topic) = self.look().await
+                && is_led_without(&topic, gone)
+            {
+                return Some(Instant::now());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

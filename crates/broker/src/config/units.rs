@@ -100,7 +100,7 @@ fn print_with(
     f: &mut fmt::Formatter<'_>,
 ) -> fmt::Result {
     for &(name, factor) in units {
-        if value >= factor && value % factor == 0 {
+        if value >= factor && value.is_multiple_of(factor) {
             return write!(f, "{}{name}", value / factor);
         }
     }

@@ -144,9 +144,9 @@ impl Shard {
         self.alive.tick();
         let number = self.alive.now();
         self.sends.shard_beat =
-            number % self.outside.timing.beat_ticks as u64 == 0 && !self.poisoned;
+            number.is_multiple_of(self.outside.timing.beat_ticks as u64) && !self.poisoned;
         self.wake_quiet(number);
-        let look = number % IN_SYNC_TICKS == 0;
+        let look = number.is_multiple_of(IN_SYNC_TICKS);
         let mut ticking = std::mem::take(&mut self.ticking);
         ticking.retain(|replica| {
             let Some(writer) = self.writers.get_mut(replica) else {

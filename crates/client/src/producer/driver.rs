@@ -673,12 +673,12 @@ impl Driver {
         if let (Some(slot), Some(bytes)) = (slot, largest) {
             self.slots[slot as usize].partition.limit_batches(bytes);
         }
-        if let (Some(slot), Some(hint)) = (slot, hint) {
-            if self.follow_hint(slot, route, &hint) {
-                self.core.hurry(slot);
-                self.actions
-                    .retain(|action| !matches!(action, Action::Locate { .. }));
-            }
+        if let (Some(slot), Some(hint)) = (slot, hint)
+            && self.follow_hint(slot, route, &hint)
+        {
+            self.core.hurry(slot);
+            self.actions
+                .retain(|action| !matches!(action, Action::Locate { .. }));
         }
         self.act();
         if let Some(slot) = slot {

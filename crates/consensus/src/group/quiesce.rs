@@ -152,7 +152,7 @@ impl<S: LogStore> Group<S> {
     }
 
     fn is_beat(&self, number: u64) -> bool {
-        number % self.options.timing.beat_ticks as u64 == 0
+        number.is_multiple_of(self.options.timing.beat_ticks as u64)
     }
 
     fn others(&self) -> impl Iterator<Item = NodeId> {

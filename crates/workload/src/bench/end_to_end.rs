@@ -125,10 +125,10 @@ pub async fn end_to_end(
         .map_or_else(|| begun.elapsed(), |last| last - begun);
     let read = reader.seen.count;
     let errors = load.records - read + reader.twice;
-    if read == 0 {
-        if let Some(error) = outcomes.first_error {
-            return Err(error.into());
-        }
+    if read == 0
+        && let Some(error) = outcomes.first_error
+    {
+        return Err(error.into());
     }
     let report = BenchReport::new(read, reader.bytes, errors, took, &reader.latencies);
     Ok(BenchReport {

@@ -113,10 +113,10 @@ pub async fn produce(
     let took = all
         .last_ack
         .map_or_else(|| begun.elapsed(), |last| last - begun);
-    if all.acknowledged == 0 {
-        if let Some(error) = all.first_error {
-            return Err(error.into());
-        }
+    if all.acknowledged == 0
+        && let Some(error) = all.first_error
+    {
+        return Err(error.into());
     }
     let errors = load.records - all.acknowledged;
     let report = BenchReport::new(

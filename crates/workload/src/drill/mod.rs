@@ -484,7 +484,7 @@ impl Stage<'_> {
         match self.kind {
             DrillKind::LeaderKill | DrillKind::BrokerLoss => {
                 let chosen = match controller {
-                    Some(controller) if round % CONTROLLER_EVERY == 0 => Some(controller),
+                    Some(controller) if round.is_multiple_of(CONTROLLER_EVERY) => Some(controller),
                     _ => most_leading(topic),
                 };
                 Ok(vec![chosen.ok_or_else(nobody)?])

@@ -325,10 +325,10 @@ impl Table {
     }
 
     fn remember(&mut self, request: String, concerned: Uuid) {
-        if self.request_order.len() == REQUESTS_REMEMBERED {
-            if let Some(oldest) = self.request_order.pop_front() {
-                self.requests.remove(&oldest);
-            }
+        if self.request_order.len() == REQUESTS_REMEMBERED
+            && let Some(oldest) = self.request_order.pop_front()
+        {
+            self.requests.remove(&oldest);
         }
         self.request_order.push_back(request.clone());
         self.requests.insert(request, concerned);

@@ -363,11 +363,12 @@ impl Content {
     /// Zeros the cache behind `len` in the sector that `len` splits.
     fn clear_tail(&mut self, len: u64) {
         let (number, at) = (sector_of(len), (len % SECTOR as u64) as usize);
-        if let Some(sector) = self.sectors.get_mut(&number) {
-            if at > 0 && sector.cache[at..].iter().any(|&byte| byte != 0) {
-                Arc::make_mut(&mut sector.cache)[at..].fill(0);
-                self.dirty.insert(number);
-            }
+        if let Some(sector) = self.sectors.get_mut(&number)
+            && at > 0
+            && sector.cache[at..].iter().any(|&byte| byte != 0)
+        {
+            Arc::make_mut(&mut sector.cache)[at..].fill(0);
+            self.dirty.insert(number);
         }
     }
 
