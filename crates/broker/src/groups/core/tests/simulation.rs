@@ -479,7 +479,7 @@ impl Sim {
 #[test]
 fn random_histories() {
     let seeds = std::env::var("GROUPS_SEEDS").ok();
-    let seeds = seeds.and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
+    let seeds = seeds.and_then(|seeds| seeds.parse().ok()).unwrap_or(500);
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     for seed in 0..seeds {
         let seen = std::panic::catch_unwind(|| Sim::new(seed).run());
