@@ -165,13 +165,15 @@ impl<S: LogStore> Group<S> {
     /// voter that answers, will still know after a restart that the membership is committed. A voter that does not know
     /// asks the members before; one that does tells it with its candidacy. False on others than leaders.
     pub fn is_membership_kept(&self) -> bool {
-        // Those who follow may have applied what this leader's own disk still holds up.
-        let applied = self.raw.raft.raft_log.store.configs.is_empty();
-        if !self.is_leader() || self.membership.is_joint() || !applied {
+        if !self.is_leader() || self.membership.is_joint() {
             return false;
         }
         if self.has_bug(Bug::LeaveEarly) {
             return true;
+        }
+        // Those who follow may have applied what this leader's own disk still holds up.
+        if !self.raw.raft.raft_log.store.configs.is_empty() {
+            return false;
         }
         let (index, _) = self.log().membership();
         let (knows, unsure): (Vec<_>, Vec<_>) = self

@@ -174,13 +174,11 @@ impl Watch {
         Ok(())
     }
 
-    fn committed_now(&self, member: usize, offsets: &[(i32, i64)]) {
+    fn committed_now(&self, member: usize, partition: i32, offset: i64) {
         let mut sights = self.lock();
         sights.commits += 1;
-        for &(partition, offset) in offsets {
-            let known = sights.committed.entry(partition).or_insert(offset);
-            *known = (*known).max(offset);
-        }
+        let known = sights.committed.entry(partition).or_insert(offset);
+        *known = (*known).max(offset);
         let now = Instant::now();
         let (last, longest) = sights
             .commit_gaps
@@ -262,7 +260,6 @@ async fn run(
 ) -> Result<()> {
     let client = Client::connect(client).await?;
     let mut consumer: GroupConsumer = client.group_consumer(options).await?;
-    let mut read = BTreeMap::new();
     let mut committed_at = Instant::now();
     loop {
         let batch = tokio::select! {
@@ -270,17 +267,11 @@ async fn run(
             _ = &mut closing => break,
         };
         watch.read(number, &batch)?;
-        if commits {
-            let commit = OffsetCommit::after_batch(&batch);
-            read.insert(batch.partition(), (commit, batch.next_offset()));
-        }
+        // Of what it holds now: what was read before may be another's by then.
         if commits && committed_at.elapsed() >= COMMIT_EVERY {
-            let (commits, offsets): (Vec<_>, Vec<_>) = std::mem::take(&mut read)
-                .into_iter()
-                .map(|(partition, (commit, offset))| (commit, (partition, offset)))
-                .unzip();
-            consumer.commit_offsets(commits).await?;
-            watch.committed_now(number, &offsets);
+            let commit = OffsetCommit::after_batch(&batch);
+            consumer.commit_offsets([commit]).await?;
+            watch.committed_now(number, batch.partition(), batch.next_offset());
             committed_at = Instant::now();
         }
     }
