@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use timberline_consensus::{
-    ConfigEntry, Dropped, Envelope, Member, NodeId, Output, Pulse, Role, Tick,
+    ConfigEntry, Dropped, Envelope, Member, NodeId, Output, Pulse, Role, Tick, Timing,
 };
 use timberline_storage::disk::FaultDisk;
 use timberline_storage::{EntryKind, Error, FrameHeader, FramesOutcome, Log, ReplicaId};
@@ -18,10 +18,6 @@ use crate::world::{Event, Planted, World};
 
 /// Bytes in one answer of the log.
 const READ_BYTES: usize = 64 << 10;
-/// Ticks between two beats of a shard.
-const BEAT_TICKS: u64 = 4;
-/// A shard that was not heard for so many ticks is silent.
-const SILENT_TICKS: u64 = 8;
 
 /// Entries `from..=to`, verified where that is needed.
 pub(crate) fn read_frames(
@@ -136,7 +132,8 @@ impl World {
         }
         running.alive.tick();
         let (now, mut out) = (running.alive.now(), Output::default());
-        let silent = running.alive.fell_silent(SILENT_TICKS);
+        let timing = Timing::default();
+        let silent = running.alive.fell_silent(timing.silent_ticks as u64);
         let alive = &running.alive;
         for (&node, replica) in &mut running.replicas {
             if !replica.group.needs_ticks() {
@@ -166,7 +163,8 @@ impl World {
             self.send(envelope);
         }
         for shard in 0..SHARDS {
-            if now % BEAT_TICKS == shard as u64 * (BEAT_TICKS / SHARDS as u64) {
+            let beat_ticks = timing.beat_ticks as u64;
+            if now % beat_ticks == shard as u64 * (beat_ticks / SHARDS as u64) {
                 self.tell_shard(broker, shard);
             }
         }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use timberline_client::{Admin, Operation, OperationState, PartitionAtRisk};
 
-use crate::connect::ClientArgs;
+use crate::connect::AdminArgs;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, print};
 use crate::values::{count, parse_duration};
@@ -44,29 +44,13 @@ enum BrokerCommand {
     Cancel(CancelArgs),
 }
 
-/// What every one of them takes.
-#[derive(Debug, Args)]
-struct Common {
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-impl Common {
-    async fn admin(&self) -> Result<Admin, Failure> {
-        Ok(self.client.connect().await?.admin())
-    }
-}
-
 #[derive(Debug, Args)]
 struct OneArgs {
     /// The broker's number.
     #[arg(value_name = "BROKER")]
     broker: i32,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 #[derive(Debug, Args)]
@@ -77,7 +61,7 @@ struct OperationArgs {
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Move all replicas of a broker to others, and take it out of the cluster.
@@ -95,7 +79,7 @@ struct DecommissionArgs {
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 #[derive(Debug, Args)]
@@ -104,7 +88,7 @@ struct ListArgs {
     #[arg(long)]
     running: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 #[derive(Debug, Args)]
@@ -112,7 +96,7 @@ struct CancelArgs {
     /// The operation's id.
     operation: String,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Whether the end of an operation is waited for.

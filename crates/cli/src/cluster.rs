@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use timberline_client::{BrokerInfo, BrokerState, BrokerStatus, ClusterStatus};
 
-use crate::connect::ClientArgs;
+use crate::connect::{AdminArgs, ClientArgs};
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, print};
 use crate::values::{count, show_size};
@@ -31,37 +31,21 @@ enum ClusterCommand {
 )]
 struct HealthArgs {
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// The brokers, what they are for, and what they hold.
 #[derive(Debug, Args)]
 struct BrokersArgs {
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// The racks, their brokers, and whether the loss of one would leave every partition a majority.
 #[derive(Debug, Args)]
 struct RacksArgs {
     #[command(flatten)]
-    common: Common,
-}
-
-/// What every one of them takes.
-#[derive(Debug, Args)]
-struct Common {
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-impl Common {
-    async fn status(&self) -> Result<ClusterStatus, Failure> {
-        Ok(self.client.connect().await?.admin().cluster_info().await?)
-    }
+    common: AdminArgs,
 }
 
 /// Who is in the cluster and how its brokers are; exit code 3 when one can't write.
@@ -142,8 +126,8 @@ fn troubles(status: &ClusterStatus) -> Vec<String> {
     troubles
 }
 
-async fn health(common: &Common) -> Result<(), Failure> {
-    let status = common.status().await?;
+async fn health(common: &AdminArgs) -> Result<(), Failure> {
+    let status = common.admin().await?.cluster_info().await?;
     let troubles = troubles(&status);
     let value = json!({
         "healthy": troubles.is_empty(),
@@ -177,7 +161,7 @@ async fn health(common: &Common) -> Result<(), Failure> {
     }
 }
 
-async fn brokers(common: &Common) -> Result<(), Failure> {
+async fn brokers(common: &AdminArgs) -> Result<(), Failure> {
     let client = common.client.connect().await?;
     let cluster = client.cluster().await?;
     let topics = client.admin().list_topics(true).await?;
@@ -222,8 +206,8 @@ async fn brokers(common: &Common) -> Result<(), Failure> {
     })
 }
 
-async fn racks(common: &Common) -> Result<(), Failure> {
-    let status = common.status().await?;
+async fn racks(common: &AdminArgs) -> Result<(), Failure> {
+    let status = common.admin().await?.cluster_info().await?;
     let mut racks: std::collections::BTreeMap<Option<&str>, Vec<i32>> = Default::default();
     for broker in &status.cluster.brokers {
         racks

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use timberline_client::{Client, ClientOptions};
+use timberline_client::{Admin, Client, ClientOptions};
 
 use crate::failure::Failure;
+use crate::output::Format;
 use crate::values::parse_duration;
 
 /// Flags of every client command.
@@ -24,6 +25,22 @@ pub(crate) struct ClientArgs {
     /// How long a call may take, its retries included.
     #[arg(long = "request-timeout", default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub(crate) request_timeout: Duration,
+}
+
+/// What every command takes that looks after the cluster, its topics, partitions, brokers and groups.
+#[derive(Debug, Args)]
+pub(crate) struct AdminArgs {
+    /// How the result is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+impl AdminArgs {
+    pub(crate) async fn admin(&self) -> Result<Admin, Failure> {
+        Ok(self.client.connect().await?.admin())
+    }
 }
 
 impl ClientArgs {

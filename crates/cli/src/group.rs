@@ -13,9 +13,9 @@ use timberline_client::{
 
 use crate::complete::{groups, topics};
 use crate::confirm::confirm;
-use crate::connect::ClientArgs;
+use crate::connect::AdminArgs;
 use crate::failure::Failure;
-use crate::output::{Format, columns, facts, print};
+use crate::output::{columns, facts, print};
 use crate::values::{From, count, parse_duration, parse_from, show_time};
 
 /// Consumer groups: look at them, move them, delete them.
@@ -40,22 +40,6 @@ enum GroupCommand {
     Delete(DeleteArgs),
 }
 
-/// What every one of them takes.
-#[derive(Debug, Args)]
-struct Common {
-    /// How the result is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-impl Common {
-    async fn admin(&self) -> Result<Admin, Failure> {
-        Ok(self.client.connect().await?.admin())
-    }
-}
-
 /// List the groups.
 #[derive(Debug, Args)]
 #[command(
@@ -66,7 +50,7 @@ struct ListArgs {
     #[arg(long, default_value = "")]
     prefix: String,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Show a group: state, members, what each holds; with -o wide also where it stands.
@@ -78,7 +62,7 @@ struct DescribeArgs {
     #[arg(add = ArgValueCandidates::new(groups))]
     group: String,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Show how far a group is behind, partition by partition.
@@ -106,7 +90,7 @@ struct LagArgs {
     #[arg(long, default_value = "2s", value_parser = parse_duration, value_name = "TIME", requires = "watch")]
     every: Duration,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Move where a group goes on. It must have no members; one that is not there yet begins so.
@@ -144,7 +128,7 @@ struct SeekArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Delete a group without members, or what it has committed in a topic.
@@ -166,7 +150,7 @@ struct DeleteArgs {
     #[arg(short, long)]
     yes: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 pub(crate) async fn run(args: GroupArgs) -> Result<(), Failure> {

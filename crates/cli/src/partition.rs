@@ -7,9 +7,9 @@ use timberline_client::{Admin, PartitionInfo};
 
 use crate::broker::{Waiting, operation_value, show_operation};
 use crate::complete::topics;
-use crate::connect::ClientArgs;
+use crate::connect::AdminArgs;
 use crate::failure::Failure;
-use crate::output::{Format, columns, print};
+use crate::output::{columns, print};
 
 /// Where partitions are, and moving them and their leaders.
 #[derive(Debug, Args)]
@@ -26,22 +26,6 @@ enum PartitionCommand {
     Balance(BalanceArgs),
 }
 
-/// What every one of them takes.
-#[derive(Debug, Args)]
-struct Common {
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-impl Common {
-    async fn admin(&self) -> Result<Admin, Failure> {
-        Ok(self.client.connect().await?.admin())
-    }
-}
-
 /// Show leaders and replicas, of one topic or of all.
 #[derive(Debug, Args)]
 #[command(
@@ -54,7 +38,7 @@ struct ListArgs {
     #[arg(long)]
     troubled: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Hand a partition's leadership to another replica that is in sync.
@@ -71,7 +55,7 @@ struct TransferArgs {
     #[arg(long, value_name = "BROKER")]
     to: Option<i32>,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Move a partition's replicas to other brokers.
@@ -90,7 +74,7 @@ struct MoveArgs {
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Level replicas over brokers, or only leaders, with as few moves as that needs.
@@ -110,7 +94,7 @@ struct BalanceArgs {
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 pub(crate) async fn run(args: PartitionArgs) -> Result<(), Failure> {

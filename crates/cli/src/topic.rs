@@ -6,15 +6,15 @@ use clap::{Args, Subcommand};
 use clap_complete::ArgValueCandidates;
 use serde_json::{Value, json};
 use timberline_client::{
-    Admin, ConfigChange, ConfigEntry, ConfigSource, NewTopic, PartitionInfo, PartitionState,
+    ConfigChange, ConfigEntry, ConfigSource, NewTopic, PartitionInfo, PartitionState,
     TopicDescription, TopicInfo, TrimTarget,
 };
 
 use crate::complete::topics;
 use crate::confirm::confirm;
-use crate::connect::ClientArgs;
+use crate::connect::AdminArgs;
 use crate::failure::Failure;
-use crate::output::{Format, columns, facts, print};
+use crate::output::{columns, facts, print};
 use crate::values::{count, parse_pair, show_size};
 
 /// Create, look at, change and delete topics.
@@ -33,22 +33,6 @@ enum TopicCommand {
     AddPartitions(AddPartitionsArgs),
     Trim(TrimArgs),
     Delete(DeleteArgs),
-}
-
-/// What every one of them takes.
-#[derive(Debug, Args)]
-struct Common {
-    /// How the result is printed.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-impl Common {
-    async fn admin(&self) -> Result<Admin, Failure> {
-        Ok(self.client.connect().await?.admin())
-    }
 }
 
 /// Create a topic.
@@ -73,7 +57,7 @@ struct CreateArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// List the topics.
@@ -86,7 +70,7 @@ struct ListArgs {
     #[arg(long)]
     internal: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Show a topic: partitions, offsets, sizes, configuration (-o wide).
@@ -98,7 +82,7 @@ struct DescribeArgs {
     #[arg(add = ArgValueCandidates::new(topics))]
     topic: String,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Show a topic's configuration, or change it: all changes or none.
@@ -120,7 +104,7 @@ struct ConfigArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Raise the number of partitions. Keys go to other partitions from then on.
@@ -136,7 +120,7 @@ struct AddPartitionsArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Delete the oldest records for good: those below an offset, or all.
@@ -165,7 +149,7 @@ struct TrimArgs {
     #[arg(short, long)]
     yes: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 /// Delete a topic and all its records.
@@ -183,7 +167,7 @@ struct DeleteArgs {
     #[arg(short, long)]
     yes: bool,
     #[command(flatten)]
-    common: Common,
+    common: AdminArgs,
 }
 
 pub(crate) async fn run(args: TopicArgs) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures::Stream;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use timberline_consensus::{Body, Envelope};
 use timberline_proto::internal as pb;
 use tokio::sync::oneshot;
@@ -126,11 +126,7 @@ impl Lane {
                 began |= !std::mem::replace(&mut queue.dropping, true);
             }
         }
-        let waker = queue.waker.take();
-        drop(queue);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(queue);
         began
     }
 
@@ -145,11 +141,7 @@ impl Lane {
         let dropped = leaderships.len().saturating_sub(room);
         queue.gossip.extend(leaderships.into_iter().take(room));
         self.counters.gossip_dropped(dropped);
-        let waker = queue.waker.take();
-        drop(queue);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(queue);
     }
 
     /// Queues that one of `shards` shards is alive.
@@ -159,11 +151,7 @@ impl Lane {
             return;
         }
         queue.shard_beats.set(shard, shards);
-        let waker = queue.waker.take();
-        drop(queue);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(queue);
     }
 
     /// The stream of a new connection: the hello at once, batches after `accepted`. It ends the one before it.
@@ -175,11 +163,7 @@ impl Lane {
         let mut queue = self.queue.lock();
         queue.stream += 1;
         let number = queue.stream;
-        let waker = queue.waker.take();
-        drop(queue);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(queue);
         LaneStream {
             lane: Arc::clone(self),
             number,
@@ -230,6 +214,15 @@ impl Lane {
             taken.gossip,
             taken.shard_beats,
         )))
+    }
+}
+
+/// Whoever waits for something looks, without the lock.
+fn wake(mut queue: MutexGuard<'_, Queue>) {
+    let waker = queue.waker.take();
+    drop(queue);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
